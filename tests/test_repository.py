@@ -24,9 +24,7 @@ def relative(path: Path) -> str:
 def blocks(path: Path, language: str) -> list[tuple[int, str]]:
     """Line number and text of each fenced block of a language."""
     text = path.read_text(encoding="utf-8")
-    return [
-        (text.count("\n", 0, found.start(2)), found[2]) for found in BLOCK.finditer(text) if found[1] == language
-    ]
+    return [(text.count("\n", 0, found.start(2)), found[2]) for found in BLOCK.finditer(text) if found[1] == language]
 
 
 def requirements(extra: str) -> set[str]:

@@ -8,7 +8,7 @@ EXTRAS = frozenset(
 )
 
 
-def main() -> int | None:
+def main() -> int:
     """Run the command line; the exit status is 2 when a package of the extras is not installed.
 
     The extras are imported where they are first needed, some of them only while a command runs, so the whole run is
