@@ -6,7 +6,8 @@ in memory linear in the lengths) and pure functions of slices of them:
     prepare(q, k, q_pos, k_pos, content) -> {name: State}
     tile(q_t, k_t, states, tile)         -> (batch or 1, heads, t_q, t_k), added to the score after its scale
     values(p_t, states, tile)            -> (batch, heads, t_q, dim_v), optional, linear in p_t
-    tile_backward(grad_t, states, tile)  -> gradients by state name, optional: the fast way where one is known
+    tile_backward(grad_t, q_t, k_t, states, tile)     -> gradients by name, optional: the fast way where one is known
+    values_backward(grad_out_t, p_t, states, tile)    -> likewise
 
 `Transform` acts on q and k instead, `Absolute` on the input of the network.
 """
@@ -174,8 +175,15 @@ class Pairwise(Encoding):
         """What is added to the output, (batch, heads, t_q, dim_v), linear in the weights p; None for nothing."""
         return None
 
-    def tile_backward(self, grad: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
-        """Gradients of the sliced states from the gradient of `tile`; None: the kernel differentiates `tile` itself."""
+    def tile_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
+    ) -> dict[str, Tensor] | None:
+        """Gradients by name of the sliced states, and of "q" and "k" where `tile` reads them, from the gradient of
+        `tile`, (batch, heads, t_q, t_k). None: the kernel differentiates `tile` itself, about twice the cost."""
+        return None
+
+    def values_backward(self, grad: Tensor, p: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
+        """Gradients by name of the sliced states, and of the weights as "p", from the gradient of `values`."""
         return None
 
 
@@ -301,7 +309,9 @@ class Bias(RowBias):
             return picked.unsqueeze(0) if picked.dim() == 3 else picked.movedim(0, -3)
         return super().tile(q, k, states, tile)
 
-    def tile_backward(self, grad: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
+    def tile_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
+    ) -> dict[str, Tensor] | None:
         if "lags" in states:
             return {"lags": diagonal_sums(grad.sum(0))}
         if "table" in states:

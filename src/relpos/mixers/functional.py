@@ -58,7 +58,8 @@ def attention(
     content        the layer's input (batch, n_k, model_dim), for encodings that read it (FoX)
     codes          what a Transform keeps for a whole sequence (see Transform.make_codes); default: made here
     dropout        probability of zeroing a weight; same generator state, same result in every kernel
-    kernel         "auto", "dense", "tiled" or "fused"; `explain` says what auto picks and why
+    kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)) or "fused" (torch's own, for
+                   transforms); `explain` says what auto picks and why
 
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
     once: differentiating it again raises.
@@ -257,6 +258,9 @@ def _mask(
     elif isinstance(queries, Index) and isinstance(keys, Index):
         offset = consecutive(queries, keys) if n_q and n_k else offset
         q_order, k_order = queries.values, keys.values
+    if offset is not None:  # bounds that hide nothing are no bounds: a single query at the end is not "causal"
+        right = None if right is None or offset + right >= n_k - 1 else right
+        left = None if left is None or offset + n_q - 1 - left <= 0 else left
     if offset is not None or (left is None and right is None):
         q_order = k_order = None
     q_segments, k_segments = _segments(segments, batch, n_q, n_k)
