@@ -9,7 +9,8 @@ times as many (96 ticks, the shortest chorale, is one of the few that do not).
 512, the network reads tokens 0..511 and is scored on tokens 1..512. At 256 and 128, the same window is cut into
 parts, each is read without what came before, and each is scored on its tokens and the one that follows it. So the
 scored tokens are the same ones at every length, only the context differs. START is never scored, no token is scored
-twice, and every window begins with the soprano.
+twice, and every window begins with the soprano. A window begins one 16th before a beat, so the loss by position
+ripples with the metre; means over 16 tokens (a quarter) or 64 (a bar of 4/4) take that out.
 
 A piece's training windows begin at any tick, in any transposition that keeps each voice in its range.
 """
@@ -74,8 +75,8 @@ class Chorales:
     def source(self) -> str:
         version = collection.music21_version() or "not installed, read from the cache"
         return (
-            f"J. S. Bach, four-part chorales from the corpus of the Python package music21 ({version}); the music is in "
-            "the public domain, the encodings are distributed with music21 by permission of the encoders (see "
+            f"J. S. Bach, four-part chorales from the corpus of the Python package music21 ({version}); the music is "
+            "in the public domain, the encodings are distributed with music21 by permission of the encoders (see "
             "corpus/license.txt there)"
         )
 
@@ -111,7 +112,7 @@ class Chorales:
             "quarters": sum(p.ticks for p in data.pieces) / TICKS_PER_QUARTER,
             "notes": sum(int(p.onset.sum()) for p in data.pieces),
             "splits": sides,
-            "split rule": f"all harmonisations of a tune on one side, 80/10/10 of the pieces, seed {collection.SPLIT_SEED}",
+            "split rule": f"harmonisations of one tune on one side, 80/10/10 of the pieces, seed {collection.SPLIT_SEED}",
             "vocabulary": f"{self.vocabulary}: START, HOLD, REST, pitches {roll.LOWEST} to {roll.HIGHEST}",
             "order": "soprano, alto, tenor, bass of each 16th note in turn",
             "transposition in training": f"-5 to +6 semitones within the voices' ranges, {np.mean(shifts):.1f} a piece",

@@ -61,7 +61,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     A rest after the last note of all is not in the file and so is lost. ValueError where the file has no notes.
     """
-    tracks = [[(n.start, n.end, n.pitch) for n in t.notes] for t in (score := symusic.Score(str(path))).tracks]
+    score = symusic.Score(str(path))
+    tracks = [[(n.start, n.end, n.pitch) for n in track.notes] for track in score.tracks]
     tick = score.ticks_per_quarter / TICKS_PER_QUARTER
     last = max((end for track in tracks for _, end, _ in track), default=0)
     if not last:
