@@ -112,7 +112,7 @@ class Chorales:
             "quarters": sum(p.ticks for p in data.pieces) / TICKS_PER_QUARTER,
             "notes": sum(int(p.onset.sum()) for p in data.pieces),
             "splits": sides,
-            "split rule": f"harmonisations of one tune on one side, 80/10/10 of the pieces, seed {collection.SPLIT_SEED}",
+            "split rule": f"a tune's harmonisations on one side, 80/10/10 of the pieces, seed {collection.SPLIT_SEED}",
             "vocabulary": f"{self.vocabulary}: START, HOLD, REST, pitches {roll.LOWEST} to {roll.HIGHEST}",
             "order": "soprano, alto, tenor, bass of each 16th note in turn",
             "transposition in training": f"-5 to +6 semitones within the voices' ranges, {np.mean(shifts):.1f} a piece",
