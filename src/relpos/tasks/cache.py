@@ -37,7 +37,7 @@ def write(path: Path, header: Mapping[str, str], arrays: Arrays) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, **{_HEADER: np.array(json.dumps(dict(header)))}, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **{_HEADER: np.array(json.dumps(dict(header)))}, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -45,7 +45,7 @@ class Settings:
     depth: int = 4
     heads: int = 4
     expansion: int = 4
-    dropout: float = 0.1
+    dropout: float = 0.0
     batch_size: int = 32
     temperature: float = 0.9
     top_p: float = 0.95
@@ -218,16 +218,10 @@ class Chorales:
             for first in range(0, len(parts), size):
                 rows = parts[first : first + size].to(device)
                 logits = model(rows[:, :-1]).float()
-                nats = nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
-                scored = rows[:, 1:] != roll.START
-                total += (
-                    nats.double()
-                    .where(scored, torch.zeros((), dtype=torch.float64, device=device))
-                    .sum(0)
-                    .cpu()
-                    .numpy()
-                )
-                count += scored.sum(0).cpu().numpy()
+                nats = nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").cpu().numpy()
+                scored = (rows[:, 1:] != roll.START).cpu().numpy()
+                total += np.where(scored, nats.astype(np.float64), 0).sum(0)
+                count += scored.sum(0)
                 if progress is not None:
                     progress(min(first + size, len(parts)), len(parts), f"{split}, {length} tokens")
         finally:

@@ -33,7 +33,7 @@ def score_paths() -> list[Path]:
         from music21 import corpus
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the chorales come with the package music21, which is not installed: pip install music21"
+            "the chorales come with the package music21, which is not installed: pip install 'relpos[music]'"
         ) from error
     paths = {Path(path) for path in corpus.getComposer("bach")}
     return sorted(path for path in paths if path.suffix in (".mxl", ".xml"))
@@ -144,6 +144,7 @@ def _from_workers(paths: Sequence[Path], shares: Sequence[range]) -> Iterable[tu
             [sys.executable, "-m", __name__, *(f"{index}={paths[index]}" for index in share)],
             stdout=subprocess.PIPE,
             env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the workers
         )
         for share in shares
     ]

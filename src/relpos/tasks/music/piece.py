@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -66,11 +67,10 @@ def unpack(arrays: dict[str, np.ndarray]) -> list[Piece]:
         if len(arrays[key]) != ends[-1]:
             raise ValueError(f"array {key!r} has {len(arrays[key])} ticks, the pieces have {ends[-1]}")
     grids = {key: np.split(arrays[key], ends[:-1]) for key in _GRIDS}
-    return [
-        Piece(
-            **{key: str(arrays[key][i]) for key in _TEXTS},
-            **{key: int(arrays[key][i]) for key in _NUMBERS},
-            **{key: grids[key][i] for key in _GRIDS},
-        )
-        for i in range(len(ticks))
-    ]
+    return [Piece(**_fields(arrays, grids, i)) for i in range(len(ticks))]
+
+
+def _fields(arrays: dict[str, np.ndarray], grids: dict[str, list[np.ndarray]], i: int) -> dict[str, Any]:
+    texts = {key: str(arrays[key][i]) for key in _TEXTS}
+    numbers = {key: int(arrays[key][i]) for key in _NUMBERS}
+    return texts | numbers | {key: grids[key][i] for key in _GRIDS}
