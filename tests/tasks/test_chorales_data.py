@@ -14,7 +14,6 @@ from relpos.tasks.music import collection, midi, roll, tunes
 from relpos.tasks.music.piece import SILENT, pack, unpack
 from tests.tasks import synthetic
 
-
 # --- the grid and its tokens -----------------------------------------------------------------------------------------
 
 
