@@ -48,7 +48,7 @@ class Settings:
     heads: int = 4
     expansion: int = 4
     dropout: float = 0.0
-    batch_size: int = 32
+    batch_size: int = 8
     temperature: float = 0.9
     top_p: float = 0.95
     prompt_quarters: int = 8
@@ -152,8 +152,9 @@ class Chorales:
         found = entry(encoding)
         wanted = inspect.signature(found.load()).parameters
         last_lag = self.train_length - 1
+        usual = found.defaults.get("max_lag", getattr(wanted.get("max_lag"), "default", None))
         offered = {
-            "max_lag": min(int(found.defaults.get("max_lag", last_lag)), last_lag),
+            "max_lag": min(usual, last_lag) if isinstance(usual, int) else last_lag,
             "train_length": self.train_length,
             "max_length": self.train_length * max(self.multiples),
         }
