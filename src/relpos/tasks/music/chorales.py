@@ -1,8 +1,8 @@
 """Next-token prediction on Bach's four-part chorales.
 
 **What is compared.** A network is trained on windows of ``train_length`` = 128 tokens (8 quarters, two bars), and is
-then evaluated with 1, 2 and 4 times that context. 128 is chosen so that nearly every piece holds a window of four
-times as many (96 ticks, the shortest chorale, is one of the few that do not).
+then evaluated with 1, 2 and 4 times that context. 128 is chosen so that every piece but the shortest (of 96 ticks)
+holds a window of four times as many; of twice as long windows only a quarter of the pieces hold one.
 
 **The evaluation rule.** Each piece of the split, led by its tick of START, is cut from its beginning into windows of
 512 tokens that do not overlap; what is left at its end is not used. A window also knows the token that follows it. At
