@@ -31,6 +31,7 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
+    "rope": Entry("transform.rope:RoPE"),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
 }
 
