@@ -32,6 +32,9 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
     "rope": Entry("transform.rope:RoPE"),
+    "xpos": Entry("transform.xpos:XPos"),
+    "axial_rope": Entry("transform.axial:AxialRoPE"),
+    "mixed_rope": Entry("transform.mixed:MixedRoPE"),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
 }
 

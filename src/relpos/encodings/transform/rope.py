@@ -75,8 +75,8 @@ class RoPE(Rotary):
         sections = given.get("mrope_section") if sections is None else sections
         self.sections = None if sections is None else tuple(sections)
         self.interleave_sections = bool(given.get("mrope_interleaved", interleave_sections))
-        axes = self.sections and _axis_of_pair(self.sections, self.width // 2, self.interleave_sections)
-        self.register_buffer("axis_of_pair", axes, persistent=False)
+        axis = _axis_of_pair(self.sections, self.width // 2, self.interleave_sections)
+        self.register_buffer("axis_of_pair", axis, persistent=False)
 
     def frequencies(self, length: int = 0) -> tuple[Tensor, float]:
         """theta (pairs,) float64 on the CPU, and the factor of cos and sin, for a sequence of `length` tokens."""
@@ -165,7 +165,9 @@ def _widths(dim: int, partial: float, proportional: bool) -> tuple[int, int | No
     return width, None
 
 
-def _axis_of_pair(sections: tuple[int, ...], pairs: int, interleaved: bool) -> Tensor:
+def _axis_of_pair(sections: tuple[int, ...] | None, pairs: int, interleaved: bool) -> Tensor | None:
+    if sections is None:
+        return None
     if not 1 <= len(sections) <= 3 or any(not isinstance(s, int) or s < 0 for s in sections) or sum(sections) != pairs:
         raise ValueError(f"sections are 1 to 3 numbers of pairs that sum to {pairs}, got {sections}")
     if not interleaved:
