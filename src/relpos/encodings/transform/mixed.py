@@ -50,8 +50,9 @@ class MixedRoPE(Rotary):
 
     def angles(self, positions: Position, codes: Any) -> Tensor:
         y, x = positions.values.to(torch.float64).unsqueeze(1).unsqueeze(-2).unbind(-1)  # (batch or 1, 1, n, 1)
-        f_x, f_y = self.frequencies.to(torch.float64).unsqueeze(-2)  # (heads, 1, pairs)
-        return x * f_x + y * f_y
+        f_x, f_y = self.frequencies.to(torch.float64).unsqueeze(-2).unbind(0)  # (heads, 1, pairs)
+        angle: Tensor = x * f_x + y * f_y
+        return angle
 
     def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: Any = None) -> Tensor:
         return super().encode_q(self._all_heads(q), q_pos, scale, codes)
