@@ -31,6 +31,13 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
+    "rope": Entry("transform.rope:RoPE"),
+    "xpos": Entry("transform.xpos:XPos"),
+    "axial_rope": Entry("transform.axial:AxialRoPE"),
+    "mixed_rope": Entry("transform.mixed:MixedRoPE"),
+    "time_rope": Entry("transform.time:TimeRoPE"),
+    "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
+    "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
 }
 
