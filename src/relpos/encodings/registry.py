@@ -32,6 +32,7 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+    "shaw": Entry("content.shaw:Shaw", {"max_lag": 128}),
 }
 
 
