@@ -33,7 +33,7 @@ class MusicTransformer(LagVectors):
     scale        factor of q . table; default 1/sqrt(dim), whatever `scale` the attention is called with
 
     Cost: O(n dim) memory; local blocks add only a mask: give the attention window=2 * block - 1 too, to skip tiles.
-    Source: Huang et al. 2018, section 3.4 (the skew, equation 3) and 3.5 (local blocks).
+    Source: Huang et al. 2018, section 3.4 (the skew) and 3.5 (local blocks).
     """
 
     reference = """@inproceedings{huang2019music,

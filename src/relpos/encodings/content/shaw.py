@@ -25,7 +25,7 @@ class Shaw(LagVectors):
     scale         factor of q . keys; default 1/sqrt(dim). The paper's term stands inside the usual scale and the kernel
                   adds it after its own, so it is applied here, whatever `scale` the attention is called with
     Cost: O(n dim) memory; work beyond plain attention only where |lag| <= max_lag. Integer positions.
-    Source: Shaw, Uszkoreit and Vaswani 2018, equations 3-5.
+    Source: Shaw, Uszkoreit and Vaswani 2018, equations 3 and 4.
     """
 
     extrapolates = True
