@@ -39,6 +39,9 @@ _ENTRIES: dict[str, Entry] = {
     "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
     "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+    "shaw": Entry("content.shaw:Shaw", {"max_lag": 128}),
+    "music_transformer": Entry("content.music_transformer:MusicTransformer", {"max_lag": 256}),
+    "fox": Entry("content.fox:FoX"),
 }
 
 
