@@ -32,6 +32,9 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+    "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
+    "log_cpb": Entry("bias.log_cpb:LogCPB", {"window": (8, 8)}),
+    "fire": Entry("row.fire:FIRE"),
 }
 
 
