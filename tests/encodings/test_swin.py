@@ -46,7 +46,7 @@ class GridCase(EncodingCase):
 
     def test_shift_of_all_positions_changes_nothing(self) -> None:
         encoding = self.build()
-        q, k, v, content = self.inputs(6, 6)
+        q, k, v, _ = self.inputs(6, 6)
         at = cells(torch.arange(6) * 3)
         near = rp.attention(q, k, v, encoding, q_pos=Grid(at), k_pos=Grid(at))
         far = at + torch.tensor([1000, -77])
@@ -88,7 +88,9 @@ class GridCase(EncodingCase):
             torch.testing.assert_close(got[0], term[:, i0:i1, j0:j1], rtol=0, atol=1e-13)
             grad = torch.randn(2, *got.shape[1:], dtype=got.dtype)
             (want,) = torch.autograd.grad(got.expand_as(grad), slices["table"], grad)
-            torch.testing.assert_close(encoding.tile_backward(grad, slices, tile)["table"], want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                encoding.tile_backward(grad, q, k, slices, tile)["table"], want, rtol=0, atol=1e-12
+            )
 
     def test_rectangles_of_two_grids(self) -> None:
         """Queries on one part of the window against keys on another."""
@@ -215,7 +217,7 @@ class TestLogCPB(GridCase):
         [("3x3", (3, 3), None), ("4x2", (4, 2), None), ("4x4_pre0", (4, 4), None), ("6x6_pre4", (6, 6), 4)],
     )
     def test_golden(self, case: str, window: tuple[int, int], pretrained: int | None) -> None:
-        """The released attention: its cosine part belongs to the layer, so q and k are normalised here, with scale 1."""
+        """The released attention; its cosine part belongs to the layer, so q and k are normalised here, scale is 1."""
         a = arrays(f"v2_{case}_")
         encoding = rp.encodings.LogCPB(2, window, pretrained).double()
         encoding.load_state_dict({k.removeprefix("sd_cpb_"): v for k, v in a.items() if k.startswith("sd_cpb_mlp")})

@@ -32,16 +32,17 @@ class SwinBias(Bias):
 
     table  ((2 h - 1) * (2 w - 1), heads), truncated normal 0.02
     window (h, w) in cells
-    Added after the scale. `at` takes this library's lag (key - query) and turns it round here. Positions are `Grid`s of two
-    axes, of any part of the window; shifted windows are `segments` of `rp.attention`. ValueError for a lag that the table
-    does not hold: `resize` makes a table for a larger window.
+    Added after the scale. `at` takes this library's lag (key - query) and turns it round here. Positions are `Grid`s
+    of two axes, of any part of the window; shifted windows are `segments` of `rp.attention`. ValueError for a lag that
+    the table does not hold: `resize` makes a table for a larger window.
     Source: Liu et al. 2021, "Swin Transformer", eq. 4.
     """
 
     takes = (Grid,)
     reference = """@inproceedings{liu2021swin,
   title={Swin Transformer: Hierarchical Vision Transformer using Shifted Windows},
-  author={Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and Zhang, Zheng and Lin, Stephen and Guo, Baining},
+  author={Liu, Ze and Lin, Yutong and Cao, Yue and Hu, Han and Wei, Yixuan and Zhang, Zheng
+    and Lin, Stephen and Guo, Baining},
   booktitle={ICCV}, year={2021}}"""
 
     def __init__(self, heads: int, window: tuple[int, int] | int) -> None:
