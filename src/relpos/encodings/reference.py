@@ -12,8 +12,8 @@ from torch import Tensor
 def find(arrays: Mapping[str, Any], *names: str) -> Tensor | None:
     """The array of the first of these names, as a tensor; None where there is none.
 
-    A name may stand behind a module path ("layers.0.attn." + name) or behind a prefix that ends in "sd_". ValueError where
-    that leaves more than one array.
+    A name may stand behind a module path ("layers.0.attn." + name) or behind a prefix that ends in "sd_". ValueError
+    where that leaves more than one array.
     """
     for name in names:
         if name in arrays:

@@ -35,6 +35,9 @@ _ENTRIES: dict[str, Entry] = {
     "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
     "log_cpb": Entry("bias.log_cpb:LogCPB", {"window": (8, 8)}),
     "fire": Entry("row.fire:FIRE"),
+    "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
+    "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),
+    "low_rank_logits": Entry("content.low_rank:LowRankLogits"),
 }
 
 
