@@ -246,6 +246,16 @@ class TestLogCPB(GridCase):
 
         assert torch.autograd.gradcheck(f, (q, k, v, *encoding.parameters()), fast_mode=True)
 
+    def test_the_network_runs_once_a_lag(self) -> None:
+        """1024 pairs of a grid have 105 lags; 512 hidden units for every pair would be far more work than attention."""
+        encoding, seen = self.build(), []
+        encoding.mlp[1].register_forward_hook(lambda _, args, out: seen.append(out.numel() // 512))
+        grid = Grid.of(8, 4)
+        whole = encoding.bias(grid, grid)
+        assert seen == [15 * 7]
+        one = torch.stack([encoding.at(lag) for lag in grid.lag(grid)[0, 13]], 1)
+        torch.testing.assert_close(whole[:, 13], one, rtol=0, atol=1e-13)
+
     def test_initial_state(self) -> None:
         encoding = rp.encodings.LogCPB(4, 7)
         shapes = {name: tuple(value.shape) for name, value in encoding.state_dict().items()}

@@ -53,12 +53,25 @@ class LogCPB(Bias):
         In float32 even for a float64 module: released models keep this table in float32, so that their weights give
         their numbers to the last bit. The error is below 2e-7.
         """
-        check_lag(lag, "LogCPB")
         sides = torch.tensor([max(side - 1, 1) for side in self.pretrained], device=lag.device, dtype=torch.float32)
         u = -lag / sides * 8
         return u.sign() * torch.log2(u.abs() + 1) / 3
 
     def at(self, lag: Tensor) -> Tensor:
+        check_lag(lag, "LogCPB")
+        if lag.numel() == 0:
+            return self._network(lag)
+        low, high = lag.reshape(-1, 2).amin(0), lag.reshape(-1, 2).amax(0)
+        rows, columns = (high - low + 1).tolist()
+        if rows * columns >= lag.numel() // 2:
+            return self._network(lag)
+        # The pairs of a grid share few lags: 512 hidden units for every pair would dwarf the attention itself.
+        box = [torch.arange(side, device=lag.device) for side in (rows, columns)]
+        table = self._network(torch.stack(torch.meshgrid(*box, indexing="ij"), -1) + low).flatten(1)
+        y, x = (lag - low).unbind(-1)
+        return table[:, y * columns + x]
+
+    def _network(self, lag: Tensor) -> Tensor:
         return 16 * evaluate(self.mlp, self.coordinates(lag)).sigmoid().movedim(-1, 0)
 
     def resize(self, window: tuple[int, int] | int) -> LogCPB:

@@ -20,9 +20,9 @@ class LowRankLogits(ContentBias):
     project.weight  (heads * rank, model_dim), rows head by head, N(0, 0.02)
     bank            (rank, extent), shared by the heads, N(0, 0.02)
     tau_floor       n0, None for off: the bias of query i is multiplied by tau_i = 1 + 0.1 ln(max((i + 1) / n0, 1)).
-                    The released model multiplies its queries too: hand over q * encoding.tau(q_pos)[:, None]. With
-                    it the term is no longer invariant under a shift of all positions
-    Added after the scale, not divided by sqrt(dim). (The released model normalises q and k, with scale=1/dim.) A decoder
+                    The released model multiplies its queries too: hand over q * encoding.tau(q_pos)[:, None].
+                    With it the term is no longer invariant under a shift of all positions
+    Added after the scale, not divided by sqrt(dim). (The released model normalises q and k, scale=1/dim.) A decoder
     caches r, heads * rank numbers a token, instead of x. Positions are Index; queries are the last n_q of the n_k
     tokens of the input, ValueError where there are more of them.
     Source: the relative logits of the Inkling models, Thinking Machines 2026, as released; the key term of Shaw et al.
