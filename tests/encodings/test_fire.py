@@ -88,6 +88,26 @@ class TestFIRE(EncodingCase):
             got = encoding.tile(q[:, :, i0:i1], k[:, :, j0:j1], slices, tile)
             torch.testing.assert_close(got[0], whole[:, i0:i1, j0:j1], rtol=0, atol=1e-12)
 
+    def test_short_parameters_are_computed_in_float32(self) -> None:
+        """What a bfloat16 module loses is the rounding of its parameters, not that of positions and sums."""
+        short = self.build().bfloat16()
+        pos = rp.positions.Index.arange(300)
+        bias = short.bias(pos, pos)
+        assert bias.dtype == torch.float32
+        torch.testing.assert_close(bias.double(), short.double().bias(pos, pos), rtol=0, atol=1e-5)
+
+    def test_from_reference(self) -> None:
+        """The names of the released code, behind a module path."""
+        encoding = self.build()
+        released = {f"layer.fire.{name}": value for name, value in encoding.state_dict().items()}
+        released["layer.fire.L_multiplier"] = released.pop("layer.fire.multiplier")
+        released["layer.fire.init_L"] = torch.tensor(5.0)
+        other = rp.encodings.FIRE.from_reference(released)
+        pos = rp.positions.Index.arange(12)
+        assert torch.equal(other.bias(pos, pos), encoding.bias(pos, pos))
+        with pytest.raises(ValueError, match="could be any of"):
+            rp.encodings.FIRE.from_reference(released | {"other.c": torch.tensor(1.0)})
+
     def test_kernelised_attention_is_no_mixer_of_it(self) -> None:
         assert "kernelized" not in rp.encodings.FIRE.mixers
         assert not hasattr(rp.encodings.FIRE, "lags")

@@ -139,8 +139,7 @@ class TestSwinBias(GridCase):
     def test_golden(self, case: str, window: tuple[int, int]) -> None:
         """The released window attention, plain and with the masks of shifted windows."""
         a = arrays(f"v1_{case}_")
-        encoding = rp.encodings.SwinBias(2, window).double()
-        encoding.load_state_dict({"table": a["sd_relative_position_bias_table"]})
+        encoding = rp.encodings.SwinBias.from_reference(a, window)
         grid = Grid.of(*window)
         assert torch.equal(encoding.bias(grid, grid), a["bias"])
         qkv = a["x"] @ a["sd_qkv.weight"].T + a["sd_qkv.bias"]
@@ -219,8 +218,7 @@ class TestLogCPB(GridCase):
     def test_golden(self, case: str, window: tuple[int, int], pretrained: int | None) -> None:
         """The released attention; its cosine part belongs to the layer, so q and k are normalised here, scale is 1."""
         a = arrays(f"v2_{case}_")
-        encoding = rp.encodings.LogCPB(2, window, pretrained).double()
-        encoding.load_state_dict({k.removeprefix("sd_cpb_"): v for k, v in a.items() if k.startswith("sd_cpb_mlp")})
+        encoding = rp.encodings.LogCPB.from_reference(a, window, pretrained)
         grid = Grid.of(*window)
         sides = [torch.arange(1 - side, side) for side in window]
         lags = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)

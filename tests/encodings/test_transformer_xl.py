@@ -98,6 +98,17 @@ class TestTransformerXL(EncodingCase):
         torch.testing.assert_close(term[4, 0].item(), math.sin(4 / 100) / 2**0.5)
         assert (term[4].diff() < 0).all() and term[0, 4] == -term[4, 0]
 
+    def test_short_parameters_are_computed_in_float32(self) -> None:
+        short = self.build().bfloat16()
+        q, k, _, _ = self.inputs(40, 40, torch.bfloat16)
+        pos = Index.arange(40)
+        got, want = (
+            short.to(dtype).tile(q, k, {n: s.tensor for n, s in short.prepare(q.to(dtype), k, pos, pos).items()}, None)
+            for dtype in (torch.bfloat16, torch.float64)
+        )
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-4)
+
     def test_from_reference(self) -> None:
         encoding = self.build()
         released = {

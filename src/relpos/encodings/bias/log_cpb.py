@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from relpos.encodings.base import Bias, check_heads
 from relpos.encodings.bias.swin import check_lag, check_window
 from relpos.encodings.network import evaluate
+from relpos.encodings.reference import need
 from relpos.positions import Grid
 
 
@@ -46,6 +49,20 @@ class LogCPB(Bias):
         self.mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
         for name, parameter in self.mlp.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
+
+    @classmethod
+    def from_reference(
+        cls,
+        arrays: Mapping[str, Any],
+        window: tuple[int, int] | int,
+        pretrained: tuple[int, int] | int | None = None,
+    ) -> LogCPB:
+        """From released weights: cpb_mlp.0.weight, cpb_mlp.0.bias and cpb_mlp.2.weight."""
+        names = ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight")
+        state = {name: need(arrays, f"cpb_{name}") for name in names}
+        own = cls(len(state["mlp.2.weight"]), window, pretrained).to(state["mlp.2.weight"].dtype)
+        own.load_state_dict(state)
+        return own
 
     def coordinates(self, lag: Tensor) -> Tensor:
         """g of lags (.., 2), in the order query - key.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, check_heads, positive
+from relpos.encodings.reference import need
 from relpos.positions import Grid
 
 
@@ -51,6 +55,14 @@ class SwinBias(Bias):
         height, width = self.window
         self.table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
+
+    @classmethod
+    def from_reference(cls, arrays: Mapping[str, Any], window: tuple[int, int] | int) -> SwinBias:
+        """From released weights: relative_position_bias_table, which has this table's order and sign."""
+        table = need(arrays, "relative_position_bias_table")
+        own = cls(table.shape[1], window).to(table.dtype)
+        own.load_state_dict({"table": table})
+        return own
 
     def at(self, lag: Tensor) -> Tensor:
         check_lag(lag, "SwinBias")
