@@ -42,6 +42,12 @@ _ENTRIES: dict[str, Entry] = {
     "shaw": Entry("content.shaw:Shaw", {"max_lag": 128}),
     "music_transformer": Entry("content.music_transformer:MusicTransformer", {"max_lag": 256}),
     "fox": Entry("content.fox:FoX"),
+    "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
+    "log_cpb": Entry("bias.log_cpb:LogCPB", {"window": (8, 8)}),
+    "fire": Entry("row.fire:FIRE"),
+    "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
+    "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),
+    "low_rank_logits": Entry("content.low_rank:LowRankLogits"),
 }
 
 
