@@ -32,6 +32,11 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+    "t5": Entry("bias.t5:T5Bias"),
+    "alibi": Entry("bias.alibi:ALiBi"),
+    "kerple": Entry("bias.kerple:KERPLE"),
+    "sandwich": Entry("bias.sandwich:Sandwich"),
+    "hype": Entry("bias.hype:HyPE"),
 }
 
 
