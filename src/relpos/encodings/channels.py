@@ -6,12 +6,12 @@ A bias of rank r, bias(j - i) = sum_p f_p(i) g_p(j), fits into r more channels o
 
 with the scale of the *original* head width; 1/sqrt(dim + r) is a different model.
 
-| encoding       | method             | channels            | where it holds                                               |
-|----------------|--------------------|---------------------|--------------------------------------------------------------|
-| ALiBi (causal) | digits             | 1 to 6              | every dtype: exact for dyadic slopes                         |
-| HyPE           | factors            | 2                   | float32; shorter types while tau * eps stays below tolerance |
-| Sandwich       | factors            | dim (128)           | error about dim * eps                                        |
-| any other bias | cosines            | 1 + 2 * frequencies | where a short Fourier sum fits it to the tolerance           |
+| encoding       | method  | channels            | where it holds                                               |
+|----------------|---------|---------------------|--------------------------------------------------------------|
+| ALiBi (causal) | digits  | 1 to 6              | every dtype: exact for dyadic slopes                         |
+| HyPE           | factors | 2                   | float32; shorter types while tau * eps stays below tolerance |
+| Sandwich       | factors | dim (128)           | error about eps * dim / c_h                                  |
+| any other bias | cosines | 1 + 2 * frequencies | where a short Fourier sum fits it to the tolerance           |
 
 The certificate counts the fit, the rounding of q' and k' to the dtype, and the rounding of sums, taken in float32 (in
 float64 for float64 channels) with the channels summed last, as they are appended.
@@ -34,6 +34,8 @@ ALL_PAIRS = 1024  # up to here every pair is measured; beyond, blocks of rows an
 BLOCK = 64  # at least
 FREQUENCIES = (2, 4, 8, 16, 32)
 FIT_LAGS = 4096  # lags that a fit looks at; all lags are measured
+STRETCHES = (1.25, 2.0)  # period of a fit over the range of lags: short for what has died out, long for what has not
+CUTS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,8 +43,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Channels:
     """Channels of positions 0..n-1, for one scale and dtype.
 
-    q, k          (heads, n, r) in the dtype: scale * q[h, i] . k[h, j] = bias of lag j - i, up to a constant a row where
-                  `row_constant` (softmax ignores it)
+    q, k          (heads, n, r) in the dtype: scale * q[h, i] . k[h, j] = bias of lag j - i, up to a constant a row
+                  where `row_constant` (softmax ignores it)
     error         nats: no logit is further than this from its true value (up to the row's constant), over all lags in
                   use: for causal ones the keys at or before the query
     stored, sums  its two parts: the numbers as stored, and the rounding of the sums
@@ -108,8 +110,8 @@ class Channels:
         """As an encoding of its own: every fused kernel then serves this bias."""
         if any(p.requires_grad for p in self.encoding.parameters()):
             raise ValueError(
-                f"{type(self.encoding).__name__} is being trained, and channels are a snapshot of it: train it as a bias, "
-                "or call relpos.channels and append at every step; for inference freeze it, requires_grad_(False)"
+                f"{type(self.encoding).__name__} is being trained, and channels are a snapshot of it: train it as a "
+                "bias, or call relpos.channels and append at every step; for inference freeze it, requires_grad_(False)"
             )
         return ChannelTransform(self)
 
@@ -121,7 +123,7 @@ class ChannelTransform(Transform):
     this.
     """
 
-    mixers = ("softmax",)
+    mixers = ("softmax",)  # type: ignore[assignment]  # a row's constant is no constant of a kernel
     learned = False
     extrapolates = False
 
@@ -169,7 +171,7 @@ def _joined(x: Tensor, extra: Tensor) -> Tensor:
     if own != heads:
         if own < 1 or heads % own:
             raise ValueError(f"{own} heads do not divide the {heads} heads of the encoding")
-        grouped = extra.unflatten(1, (own, heads // own))
+        grouped = extra.reshape(extra.shape[0], own, heads // own, *extra.shape[2:])
         extra = grouped[:, :, 0]
         if not torch.equal(grouped, extra.unsqueeze(2).expand_as(grouped)):
             raise ValueError(
@@ -205,8 +207,8 @@ def channels(
     tolerance  largest error allowed, nats
     causal     True: only keys at or before the query count, and a constant a row may be left out
     scale      factor of the kernel; `Channels.append` and `as_transform` adapt it
-    Up to n = 1024 the stored numbers are measured on all pairs; beyond, the fit is measured on all lags and the rounding
-    bounded block by block. No n x n tensor is made for n > 1024. Gradients reach the parameters of an exact
+    Up to n = 1024 the stored numbers are measured on all pairs; beyond, the fit is measured on all lags and the
+    rounding bounded block by block. No n x n tensor is made for n > 1024. Gradients reach the parameters of an exact
     factorisation (HyPE); a fitted one is a snapshot.
     ValueError where the tolerance cannot be met or the dtype cannot hold the numbers, naming what to use instead.
     """
@@ -251,10 +253,11 @@ def _refusal(encoding: Bias, n: int, dtype: torch.dtype, tolerance: float, best:
         why = f"{kind} cannot hold the numbers that {name} needs over {n} positions"
     else:
         why = (
-            f"{name} over {n} positions in {kind}: the best of the channels ({best.rank} by {best.method}) are off by up "
-            f"to {best.error:.3g} nats, the tolerance is {tolerance:g}"
+            f"{name} over {n} positions in {kind}: the best of the channels ({best.rank} by {best.method}) are off by "
+            f"up to {best.error:.3g} nats, the tolerance is {tolerance:g}"
         )
-    return f'{why}; use kernel="tiled", which is exact in any dtype, float32 channels, or a larger tolerance'
+    wider = ", float32 channels," if dtype.itemsize < 4 else ""
+    return f'{why}; use kernel="tiled", which is exact in any dtype{wider} or a larger tolerance'
 
 
 def _candidates(encoding: Bias, n: int, dtype: torch.dtype, causal: bool, scale: float) -> Iterator[_Made]:
@@ -325,7 +328,8 @@ def _block_max(x: Tensor) -> Tensor:
     """(heads, n, r) to (heads, blocks, r), the largest of each block of positions; at most 1024 blocks."""
     block = max(BLOCK, math.ceil(x.shape[1] / 1024))
     short = -x.shape[1] % block
-    return torch.nn.functional.pad(x, (0, 0, 0, short)).unflatten(1, (-1, block)).amax(2)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, short))
+    return padded.reshape(len(x), -1, block, x.shape[-1]).amax(2)
 
 
 def _sums(made: _Made, scale: float) -> float:
@@ -339,37 +343,41 @@ def _sums(made: _Made, scale: float) -> float:
 def _fitted(encoding: Bias, n: int, dtype: torch.dtype, causal: bool, scale: float, count: int) -> _Made:
     """bias(lag) ~ c_0 + sum_t a_t cos(w_t lag) + b_t sin(w_t lag): two channels a frequency, entries of size one in k.
 
-    The period is twice the range of lags, so the sum need not be periodic on the range (a Fourier extension). Such sums
+    The period is longer than the range of lags, so the sum need not be periodic on it (a Fourier extension). Such sums
     fit well with huge coefficients that cancel; a dtype of unit roundoff u makes of them an error of about u times
     their sum. So small singular values are cut, at the level where the fit and that error together are smallest.
     """
     truth = _lags(encoding, n, causal)
-    span = truth.shape[-1]
-    lag = torch.arange(1 - n, 1 - n + span, dtype=torch.float64, device=truth.device)
-    frequency = math.pi * torch.arange(1, count + 1, dtype=torch.float64, device=truth.device) / span
+    lag = torch.arange(1 - n, 1 - n + truth.shape[-1], dtype=torch.float64, device=truth.device)
     few = _sample(lag)
+    aim = truth[:, (few + n - 1).long()].T
     weight = (1 + few.abs()).rsqrt()[:, None]  # near lags, where most biases bend, count more
-    u, s, v = torch.linalg.svd(_waves(few, frequency) * weight, full_matrices=False)
-    aim = u.T @ (truth[:, (few + n - 1).long()].T * weight)
-    unit = torch.finfo(dtype).eps / 2
-    best, coefficients = math.inf, truth.new_zeros(2 * count + 1, len(truth))
-    everything = _waves(lag, frequency)
-    for cut in (1e-2, 1e-4, 1e-6, 1e-8, 1e-10):
-        keep = s > cut * s[0]
-        solved = v[keep].T @ (aim[keep] / s[keep, None])
-        wrong = (everything @ solved - truth.T).abs().amax(0) + 2 * unit * solved.abs().sum(0)
-        if float(wrong.max()) < best:
-            best, coefficients = float(wrong.max()), solved
-    a, b = coefficients[1 : count + 1].T.unsqueeze(1), coefficients[count + 1 :].T.unsqueeze(1)
-    angle = torch.arange(n, dtype=torch.float64, device=truth.device)[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()
-    constant = coefficients[0].view(-1, 1, 1).expand(-1, n, 1)
-    f = torch.cat([constant, a * cos - b * sin, a * sin + b * cos], -1)
-    g = torch.cat([torch.ones_like(cos[:, :1]), cos, sin], -1).expand(len(truth), -1, -1)
+    best, frequency, coefficients = math.inf, lag[:count], aim[:0]
+    for stretch in STRETCHES:
+        tried = 2 * math.pi / (stretch * len(lag)) * torch.arange(1, count + 1, device=truth.device).double()
+        u, s, v = torch.linalg.svd(_waves(few, tried) * weight, full_matrices=False)
+        for cut in CUTS:
+            keep = s > cut * s[0]
+            solved = v[keep].T @ (u.T @ (aim * weight))[keep].div(s[keep, None])
+            wrong = (_waves(few, tried) @ solved - aim).abs().amax(0) + torch.finfo(dtype).eps * solved.abs().sum(0)
+            if float(wrong.max()) < best:
+                best, frequency, coefficients = float(wrong.max()), tried, solved
+    f, g = _channels_of_waves(coefficients, torch.arange(n, device=truth.device).double()[:, None] * frequency)
     return _rounded(encoding, f, g, dtype, causal, scale, "cosines")
 
 
+def _channels_of_waves(coefficients: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """f (heads, n, r) and g, the same for all heads, with f_i . g_j the sum at lag j - i; angle (n, frequencies)."""
+    count = angle.shape[-1]
+    cos, sin = angle.cos(), angle.sin()
+    c, a, b = (x.T.unsqueeze(1) for x in torch.split(coefficients, [1, count, count]))
+    f = torch.cat([c.expand(-1, len(angle), -1), a * cos - b * sin, a * sin + b * cos], -1)
+    g = torch.cat([torch.ones_like(cos[:, :1]), cos, sin], -1)
+    return f, g.expand(len(f), -1, -1)
+
+
 def _waves(lag: Tensor, frequency: Tensor) -> Tensor:
+    """(lags, 1 + 2 frequencies): 1, the cosines, the sines."""
     angle = lag[:, None] * frequency
     return torch.cat([torch.ones_like(lag)[:, None], angle.cos(), angle.sin()], -1)
 
@@ -378,6 +386,5 @@ def _sample(lag: Tensor) -> Tensor:
     """All lags where they are few; else all near ones and evenly spread far ones."""
     if len(lag) <= FIT_LAGS:
         return lag
-    near = lag[lag.abs() < FIT_LAGS // 4]
-    step = math.ceil(len(lag) / (FIT_LAGS // 2))
-    return torch.unique(torch.cat([near, lag[::step]]))
+    near, far = lag[lag.abs() < FIT_LAGS // 4], lag[:: math.ceil(len(lag) / (FIT_LAGS // 2))]
+    return torch.cat([near, far[far.abs() >= FIT_LAGS // 4]])

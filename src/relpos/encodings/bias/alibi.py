@@ -16,15 +16,16 @@ Rule = Literal["author", "geometric"]
 def alibi_slopes(heads: int, rule: Rule = "author") -> Tensor:
     """Slopes in nats a token, float64 (heads,).
 
-    "geometric": 2^(-8 h / heads), h = 1..heads. "author" is the same where heads is a power of two; otherwise, with P the
-    largest power of two below, it takes the P slopes of P and then every second slope of 2P, from its first.
+    "geometric": 2^(-8 h / heads), h = 1..heads. "author" is the same where heads is a power of two; otherwise, with P
+    the largest power of two below, it takes the P slopes of P and then every second slope of 2P, from its first.
     """
     check_heads(heads)
     if rule not in ("author", "geometric"):
         raise ValueError(f'slopes is "author" or "geometric", got {rule!r}')
 
     def geometric(count: int) -> list[float]:
-        return [2.0 ** (-8.0 * h / count) for h in range(1, count + 1)]
+        first: float = 2.0 ** (-8.0 / count)
+        return [first * first**h for h in range(count)]  # the released order of operations, to the last bit
 
     power = 2 ** (heads.bit_length() - 1)
     if rule == "geometric" or power == heads:
@@ -40,7 +41,7 @@ class FixedBias(Bias):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBias:
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.is_floating_point() and new.dtype.itemsize < 4:
@@ -95,10 +96,10 @@ class ALiBi(FixedBias):
     def exact_channels(self, n: int, dtype: torch.dtype, scale: float, causal: bool, pieces: int) -> Stored | None:
         """+m_h j as base-128 digits of j, a constant a row away from -m_h (i - j); None where it is not of finite rank.
 
-        q holds m_h 2^b / scale as a sum of `pieces` numbers of the dtype, each rounded once; k the digits times
-        2^(7p - b). Every digit and its power of two is exact even in bfloat16, so the bias stays exactly linear and only
-        the slope is rounded. A slope is never multiplied by a position before rounding: that is 16 nats off in bfloat16
-        at n = 8192, m = 1/2.
+        q holds m_h 2^7 / scale as a sum of `pieces` numbers of the dtype, each rounded once; k the digits times
+        2^(7p - 7). Every digit and its power of two is exact even in bfloat16, so the bias stays exactly linear and
+        only the slope is rounded. A slope is never multiplied by a position before rounding: that is 16 nats off in
+        bfloat16 at n = 8192, m = 1/2.
         """
         if not causal:
             return None

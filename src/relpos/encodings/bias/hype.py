@@ -87,9 +87,9 @@ class HyPE(FixedBias):
     def factors(self, n: int) -> tuple[Tensor, Tensor]:
         """Rank 2, centred at c = (n-1)/2, with tau on the query side, so that heads with one mu share their keys.
 
-        For mu n > 2: [e^a, e^-a] tau/2 and [-e^-b, e^b], a = mu (i-c), b = mu (j-c). Near the query this is a difference
-        of two terms of size tau/2. For smaller mu n the same in cosh and sinh, less the constant of the row tau sinh a:
-        [-tau sinh a, tau cosh a] and [cosh b - 1, sinh b], whose terms are only tau mu n / 2 large.
+        For mu n > 2: [e^a, e^-a] tau/2 and [-e^-b, e^b], a = mu (i-c), b = mu (j-c). Near the query this is a
+        difference of two terms of size tau/2. For smaller mu n the same in cosh and sinh, less the constant of the row
+        tau sinh a: [-tau sinh a, tau cosh a] and [cosh b - 1, sinh b], whose terms are only tau mu n / 2 large.
         """
         mu, tau = self.slope.double().view(-1, 1, 1), self.amplitude.double().view(-1, 1, 1)
         a = mu * (torch.arange(n, dtype=torch.float64, device=mu.device) - (n - 1) / 2)[:, None]

@@ -25,8 +25,8 @@ class KERPLE(Bias):
 
     p, a       (heads,), p ~ U(0, 2), a ~ U(0, 1); used as max(p, 0.01), max(a, 0.01) in the log kernel and as p clamped
                to 0.01..2, a >= 0.01 in the power kernel
-    symmetric  True: D = |lag|, as the paper's kernels are defined. False, as released: keys after the query get 0, which
-               is for causal attention.
+    symmetric  True: D = |lag|, as the paper's kernels are defined. False, as released: keys after the query get 0,
+               which is for causal attention.
     causal     what a layer knows of itself; False asks for the symmetric form
     Added after the scale. The released code overwrites the parameters with their clamped values at every forward; here
     they stay, the value in use is clamped, and the gradient is the same one: that of the clamped value, passed on.
@@ -37,6 +37,7 @@ class KERPLE(Bias):
     """
 
     extrapolates = True
+    shared = True
     reference = """@inproceedings{chi2022kerple,
   title={KERPLE: Kernelized Relative Positional Embedding for Length Extrapolation},
   author={Chi, Ta-Chung and Fan, Ting-Han and Ramadge, Peter J. and Rudnicky, Alexander I.},

@@ -41,9 +41,11 @@ class T5Bias(Bias):
     """
 
     extrapolates = True
+    shared = True
     reference = """@article{raffel2020exploring,
   title={Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer},
-  author={Raffel, Colin and Shazeer, Noam and Roberts, Adam and Lee, Katherine and Narang, Sharan and Matena, Michael and Zhou, Yanqi and Li, Wei and Liu, Peter J.},
+  author={Raffel, Colin and Shazeer, Noam and Roberts, Adam and Lee, Katherine and Narang, Sharan and Matena, Michael
+    and Zhou, Yanqi and Li, Wei and Liu, Peter J.},
   journal={Journal of Machine Learning Research}, volume={21}, number={140}, year={2020}}"""
 
     first: Tensor
