@@ -48,6 +48,11 @@ _ENTRIES: dict[str, Entry] = {
     "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
     "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),
     "low_rank_logits": Entry("content.low_rank:LowRankLogits"),
+    "t5": Entry("bias.t5:T5Bias"),
+    "alibi": Entry("bias.alibi:ALiBi"),
+    "kerple": Entry("bias.kerple:KERPLE"),
+    "sandwich": Entry("bias.sandwich:Sandwich"),
+    "hype": Entry("bias.hype:HyPE"),
 }
 
 
