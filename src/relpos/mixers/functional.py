@@ -10,7 +10,7 @@ from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
 from relpos.kernels import choose
-from relpos.kernels.call import Call
+from relpos.kernels.call import Call, exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
 from relpos.positions import Index, Positions, as_positions
@@ -69,15 +69,17 @@ def attention(
     kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)) or "fused" (torch's own, for
                    transforms); `explain` says what auto picks and why
 
+    Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to.
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
     once: differentiating it again raises.
     """
-    request = _request(
-        q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
-        window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
-        q_order=q_order, k_order=k_order,
-    )  # fmt: skip
-    return choose.run(request, kernel)
+    with exactly(q):
+        request = _request(
+            q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
+            window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
+            q_order=q_order, k_order=k_order,
+        )  # fmt: skip
+        return choose.run(request, kernel)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def explain(
 
     Takes the arguments of `attention`. Raises what `attention` would raise.
     """
-    call = _request(q, k, v, encoding, **options)
+    with exactly(q):
+        call = _request(q, k, v, encoding, **options)
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))
     if k.shape[1] != q.shape[1] and call.k.data_ptr() != k.data_ptr():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
+from relpos.kernels.call import exactly
 from relpos.mixers.functional import Digest, Window, attention, score_factor
 from relpos.positions import Position, Positions, as_positions
 
@@ -69,10 +70,11 @@ class Stream:
             encoding.check_positions(new)
             if self.codes is None:
                 self.codes = encoding.make_codes(new, new)
-            q, k = (
-                encoding.encode_q(q, new, factor, self.codes),
-                encoding.encode_k(k, new, factor, self.codes),
-            )
+            with exactly(q):
+                q, k = (
+                    encoding.encode_q(q, new, factor, self.codes),
+                    encoding.encode_k(k, new, factor, self.codes),
+                )
         keys, values = self._append("k", k, 2), self._append("v", v, 2)
         real = torch.ones(batch, t, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
         seen = self._append("mask", real, 1)
