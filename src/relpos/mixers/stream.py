@@ -96,10 +96,10 @@ class Stream:
 
     def reorder(self, rows: Tensor) -> None:
         """Keeps the given batch rows in this order, as beam search needs."""
-        self._buffers = {
-            name: (buffer.index_select(0, rows) if buffer.shape[0] > 1 or name in ("k", "v") else buffer, axis)
-            for name, (buffer, axis) in self._buffers.items()
-        }
+        for name, (buffer, axis) in self._buffers.items():
+            shared = name.startswith("position") and (axis == 0 or buffer.shape[0] == 1)  # one row for the whole batch
+            if not shared:
+                self._buffers[name] = (buffer.index_select(0, rows), axis)
 
     def _positions(self, new: Positions) -> Positions:
         if isinstance(new, Position):
