@@ -31,7 +31,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) ->
     """
     if not native(q):
         return plain(q, k, v, bias, scale)
-    out, lse = _FORWARD(*rows(q, k, v), 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
+    q, k, v = rows(q, k, v)
+    out, lse = _FORWARD(q, k, v, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
     return out, lse
 
 

@@ -27,7 +27,8 @@ def fused(call: Call) -> Tensor:
         raise Refusal(f'kernel "fused" cannot serve this call: {why}; use kernel="tiled"')
     q, k, v, width = one_width(call.q, call.k, call.v)
     attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(*rows(q, k, v), is_causal=call.mask.is_causal, scale=call.scale)[..., :width]
+    q, k, v = rows(q, k, v)
+    return attend(q, k, v, is_causal=call.mask.is_causal, scale=call.scale)[..., :width]
 
 
 def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
