@@ -132,7 +132,7 @@ def _request(
     q_order: Tensor | None = None,
     k_order: Tensor | None = None,
 ) -> Call:
-    batch, heads, n_q, n_k, dim = _check_tensors(q, k, v)
+    batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
     encoding = _resolve(encoding, heads, dim, causal)
     queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device)
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device)
@@ -156,7 +156,7 @@ def _request(
     return Call(q, k, v, factor, mask, term, states, queries, keys, drop)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a tensor (batch, heads, n, dim), got {type(x).__name__}")

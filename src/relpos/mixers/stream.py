@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
 from relpos.kernels.call import exactly
-from relpos.mixers.functional import Digest, Window, attention, score_factor
+from relpos.mixers.functional import Digest, Window, attention, check_tensors, score_factor
 from relpos.positions import Position, Positions, as_positions
 
 
@@ -17,8 +17,9 @@ class Stream:
     """Softmax attention one token (or chunk) after the other; `step` equals the rows of the parallel causal result.
 
     Keeps keys (already transformed, where the encoding is a Transform), values, positions, the padding mask and what a
-    content-reading encoding needs of each token, in buffers that double when full. A step costs one read of the cache
-    and one row of the encoding's term; nothing depends on the number of steps otherwise.
+    content-reading encoding needs of each token, in buffers that double when full (in gradient mode: in fresh copies,
+    so that every step can be differentiated). A step costs one read of the cache and one row of the encoding's term;
+    nothing depends on the number of steps otherwise.
 
     window     as in `attention`; keys that no later query can see stay in the cache
     codes      what a Transform fixes for the whole sequence; default: made at the first step, for its positions.
@@ -37,6 +38,8 @@ class Stream:
     ) -> None:
         if isinstance(encoding, Absolute):
             raise TypeError(f"{type(encoding).__name__} acts on the input; a stream takes relative encodings or None")
+        if not isinstance(encoding, Encoding | None):
+            raise TypeError(f"encoding is a relpos Encoding or None, got {type(encoding).__name__}")
         self.encoding, self.scale, self.window, self.codes, self.kernel = encoding, scale, window, codes, kernel
         self.reset()
 
@@ -61,9 +64,9 @@ class Stream:
         q (batch, heads, t, dim); k, v (batch, kv_heads, t, ..); position: of the new tokens, default: they follow on;
         key_mask (batch, t), True = real; content (batch, t, model_dim) for encodings that read the layer's input.
         """
-        if q.dim() != 4 or k.dim() != 4 or q.shape[2] != k.shape[2]:
+        batch, _, t, t_k, dim = check_tensors(q, k, v)
+        if t != t_k:
             raise ValueError(f"step takes as many queries as keys, got {tuple(q.shape)} and {tuple(k.shape)}")
-        batch, _, t, dim = q.shape
         new = as_positions(position, t, self.length, "position", q.device)
         encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim)
         if isinstance(encoding, Transform):
@@ -116,8 +119,8 @@ class Stream:
         held = self._buffers.get(name)
         if held is not None:
             self._fits(name, held[0], x, axis)
-        if x.requires_grad or (held is not None and held[0].requires_grad):  # writing in place would spoil the graph
-            whole = x if held is None else torch.cat([held[0].narrow(axis, 0, self.length), x], axis)
+        if torch.is_grad_enabled():  # earlier steps' graphs may hold views of the buffer: never write in place
+            whole = x.clone() if held is None else torch.cat([held[0].narrow(axis, 0, self.length), x], axis)
             self._buffers[name] = (whole, axis)
             return whole
         if held is None or held[0].shape[axis] < stop:
@@ -132,8 +135,8 @@ class Stream:
         return held[0].narrow(axis, 0, stop)
 
     def _fits(self, name: str, held: Tensor, x: Tensor, axis: int) -> None:
-        same = [a == b for i, (a, b) in enumerate(zip(held.shape, x.shape, strict=True)) if i != axis]
-        if not all(same) or held.dtype != x.dtype:
+        same = [a == b for i, (a, b) in enumerate(zip(held.shape, x.shape)) if i != axis]
+        if not all(same) or held.dim() != x.dim() or held.dtype != x.dtype:
             raise ValueError(
                 f"this step's {name} is {tuple(x.shape)} {x.dtype}, the stream holds {tuple(held.shape)} {held.dtype}; "
                 "start a new stream (or reset) for another batch"
