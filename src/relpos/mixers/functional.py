@@ -139,6 +139,11 @@ def _request(
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch)
     if encoding is not None:
         encoding.check_positions(queries, keys)
+        for tensor in (*encoding.parameters(), *encoding.buffers()):
+            if tensor.device != q.device:
+                raise ValueError(
+                    f"{type(encoding).__name__} is on {tensor.device} and q on {q.device}; move one: encoding.to(q.device)"
+                )
     mask = _mask(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     factor = score_factor(scale, encoding, dim)
     if mask.key_mask is not None:
@@ -281,9 +286,8 @@ def _mask(
     if offset is not None or (left is None and right is None):
         q_order = k_order = None
     q_segments, k_segments = _segments(segments, batch, n_q, n_k, device)
-    return Mask(
-        n_q, n_k, offset or 0, left, right, q_order, k_order, _key_mask(key_mask, batch, n_k, device), q_segments, k_segments
-    )
+    real = _key_mask(key_mask, batch, n_k, device)
+    return Mask(n_q, n_k, offset or 0, left, right, q_order, k_order, real, q_segments, k_segments)
 
 
 def _window(window: Window | None) -> tuple[int | None, int | None]:
