@@ -75,13 +75,13 @@ class Description:
 
 def key_of(name: str) -> str:
     """`T5`, `t5 `, `log-cpb` and `Log CPB` are `t5` and `log_cpb`."""
+    if not isinstance(name, str):
+        raise TypeError(f"an encoding's name is a string, got {type(name).__name__}")
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def entry(name: str) -> Entry:
     """The entry of a name; ValueError names the nearest known ones."""
-    if not isinstance(name, str):
-        raise TypeError(f"an encoding's name is a string, got {type(name).__name__}")
     key = key_of(name)
     if key not in _ENTRIES:
         near = difflib.get_close_matches(key, _ENTRIES, n=3, cutoff=0.4)

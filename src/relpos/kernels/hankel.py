@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from relpos.kernels import aten
-from relpos.kernels.call import Call, Refusal, computing
+from relpos.kernels.call import Call, Refusal, computing, exactly
 from relpos.kernels.fused import one_width
 from relpos.kernels.mask import Mask, Rectangle
 
@@ -109,11 +109,12 @@ class _Hankel(torch.autograd.Function):
         q, k, v, visible, _, _ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dgen = torch.zeros_like(visible) if ctx.needs_input_grad[3] else None
-        for r in ctx.rectangles:
-            if dgen is None:
-                _frozen_backward(ctx, r, grad, dq, dk, dv)
-            else:
-                _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
+        with exactly(grad):
+            for r in ctx.rectangles:
+                if dgen is None:
+                    _frozen_backward(ctx, r, grad, dq, dk, dv)
+                else:
+                    _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
         return dq, dk, dv, dgen, None, None
 
 
