@@ -105,8 +105,8 @@ class MusicTransformer(LagVectors):
         grad = grad if self.block is None else grad.masked_fill(_elsewhere(states), 0)
         return super().tile_backward(grad, q, k, states, tile)
 
-    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
-        return super().values(_weighing(p, states), states, tile)
+    def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
+        return super().value_term(_weighing(p, states), states, tile)
 
     def values_backward(self, grad: Tensor, p: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
         return super().values_backward(_weighing(grad, states), p, states, tile)
