@@ -248,7 +248,7 @@ class Bias(RowBias):
 
     def factors(self, n: int) -> tuple[Tensor, Tensor] | None:
         """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias
-        of lag j - i, up to a term that depends on the query alone (softmax ignores it) where the encoding is `causal_only`."""
+        of lag j - i, up to a term of the query alone (softmax ignores it) where the encoding is `causal_only`."""
         return None
 
     def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from relpos.kernels import aten
-from relpos.kernels.call import Call, Refusal, computing, exactly
+from relpos.kernels.call import Call, Refusal, computing, exactly, once
 from relpos.kernels.fused import one_width
 from relpos.kernels.mask import Mask, Rectangle
 
@@ -104,7 +103,7 @@ class _Hankel(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, visible, _, _ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

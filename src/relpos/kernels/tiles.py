@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from relpos.encodings.base import State, Tile
-from relpos.kernels.call import Call, computing, exactly
+from relpos.kernels.call import Call, computing, exactly, once
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
 QUERIES, KEYS = 256, 1024
@@ -97,7 +96,7 @@ class _Generic(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         call: Call = ctx.call
