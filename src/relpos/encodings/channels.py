@@ -132,7 +132,7 @@ class ChannelTransform(Transform):
         self.certified = certified
         self.heads = certified.encoding.heads
         self.reference = certified.encoding.reference  # type: ignore[misc]
-        self.causal_only = certified.causal  # type: ignore[misc]
+        self.causal_only = certified.causal
         self._scaled: dict[float, Channels] = {}
 
     def score_scale(self, dim: int) -> float | None:
