@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data` or leave it as it was; DiskFullError when the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _room_for(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = path.parent / f".{path.name}.{os.getpid()}.part"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 write_bytes(file, data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -103,18 +103,26 @@ def list_encodings() -> None:
         table.add_column(column, no_wrap=True)
     flags = {
         "learned": "learned",
-        "extrapolates": "longer\nthan trained",
-        "fused": "fused, no\nn x n",
-        "linear": "linear\nattention",
-        "decoding": "decoding",
+        "extrapolates": "longer",
+        "fused": "fused",
+        "linear": "linear",
+        "decoding": "decode",
         "two_d": "2-D",
     }
     for title in flags.values():
-        table.add_column(title, justify="center")
-    table.add_column("what it is", overflow="fold")
+        table.add_column(title, justify="center", no_wrap=True)
+    table.add_column("what it is", overflow="ellipsis", no_wrap=True)
     for name, about in rp.names().items():
         table.add_row(name, about.form, *("yes" if getattr(about, flag) else "-" for flag in flags), about.summary)
-    Reporter().console.print(table)
+    console = Reporter().console
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    console.print(
+        "\nlonger: meant for contexts longer than trained on; fused: stock fused attention, no n x n tensor;\n"
+        "linear: works in kernelised attention; decode: token by token with a cache; 2-D: takes grid positions",
+        style="dim",
+    )
 
 
 @command(app)

@@ -55,7 +55,7 @@ def _picture(
     encoding: Encoding, heads: int, dim: int, reach: int, causal: bool, draws: int, seed: int
 ) -> LagPicture:
     lags = np.arange(-reach, 1 if causal else reach + 1)
-    if isinstance(encoding, Bias) and Index in encoding.takes:
+    if isinstance(encoding, Bias) and _takes(encoding, Index):
         table = encoding.lags(1, len(lags), reach).double().numpy()
         table = np.where(np.isfinite(table), table, np.nan)
         return LagPicture(lags, table, np.zeros_like(table), exact=True)
@@ -63,14 +63,18 @@ def _picture(
     return LagPicture(lags, change.mean(0).numpy(), change.std(0).numpy(), exact=False)
 
 
+def _takes(encoding: Encoding, kind: type) -> bool:
+    return any(isinstance(allowed, type) and issubclass(kind, allowed) for allowed in encoding.takes)
+
+
 def _positions(encoding: Encoding, count: int) -> Tensor:
     """0..count-1 as the kind of position that the encoding takes; on a grid, along its last axis."""
     steps = torch.arange(count)
-    if Index in encoding.takes:
+    if _takes(encoding, Index):
         return steps
-    if Times in encoding.takes:
+    if _takes(encoding, Times):
         return steps.double()
-    if Grid in encoding.takes:
+    if _takes(encoding, Grid):
         return torch.stack([torch.zeros_like(steps), steps], -1)
     allowed = ", ".join(kind.__name__ for kind in encoding.takes)
     raise TypeError(f"{type(encoding).__name__} takes {allowed} positions, for which there is no picture by lag")

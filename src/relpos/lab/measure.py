@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +58,8 @@ def peak_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with _silent_errors(), torch.profiler.profile(activities=activities, profile_memory=True) as record:
             loss().backward()
         live = peak = 0
         for event in sorted(_allocations(record), key=lambda pair: pair[0]):
@@ -63,6 +67,20 @@ def peak_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
             peak = max(peak, live)
     model.zero_grad(set_to_none=True)
     return peak
+
+
+@contextmanager
+def _silent_errors() -> Iterator[None]:
+    """Drops what native code writes to the error stream: the profiler announces its start there, at every log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _allocations(record: torch.profiler.profile) -> list[tuple[int, int]]:

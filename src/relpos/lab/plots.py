@@ -8,7 +8,7 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from relpos.lab.results import Results, position_curve
 
@@ -56,7 +56,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 def loss_by_length(results: Results) -> Figure:
     """Test loss against context length, both on a logarithmic scale; bars are the spread over seeds."""
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = _figure(6.0, 4.6)
     for index, row in enumerate(results.rows):
         points = [(n, row.losses[n]) for n in results.lengths if row.losses[n].mean is not None]
         if points:
@@ -85,7 +85,7 @@ def loss_by_length(results: Results) -> Figure:
 
 def training_curves(results: Results) -> Figure:
     """Smoothed training loss (line, mean over seeds) and validation loss (markers) against the step."""
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = _figure(6.0, 4.6)
     lowest, highest = np.inf, 0.0
     for index, row in enumerate(results.rows):
         style = look(index)
@@ -114,7 +114,7 @@ def training_curves(results: Results) -> Figure:
 
 def loss_by_position(results: Results) -> Figure:
     """Smoothed loss against the position in the longest context; the training length is marked."""
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = _figure(11.0, 4.2)
     drawn = []
     for index, row in enumerate(results.rows):
         usable = [n for n in results.lengths if row.losses[n].mean is not None]
@@ -171,6 +171,7 @@ def lag_heatmap(pictures: list[tuple[str, bool, np.ndarray, np.ndarray]]) -> Fig
         extent=(lags[0] - 0.5, lags[-1] + 0.5, len(values), 0),
     )
     axes.grid(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     edge, ticks = 0, []
     for name, _, _, mean in pictures:
         ticks.append((edge + len(mean) / 2, name))
@@ -186,7 +187,7 @@ def lag_heatmap(pictures: list[tuple[str, bool, np.ndarray, np.ndarray]]) -> Fig
 
 def lag_lines(title: str, lags: np.ndarray, mean: np.ndarray, spread: np.ndarray, note: str) -> Figure:
     """One line a head against the lag, with a band of the spread over contents."""
-    figure, axes = _figure(7.2, 4.2)
+    figure, axes = _figure(7.2, 4.6)
     for head, (line, width) in enumerate(zip(mean, spread, strict=True)):
         style = look(head)
         axes.plot(
@@ -256,6 +257,9 @@ def _nice_ticks(low: float, high: float) -> list[float]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the axes, in the order of the encodings, baselines last."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper", fontsize=9)
+    pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: pair[1].startswith("baseline"))
+    if pairs:
+        columns = max(2, round(figure.get_figwidth() / 1.6))
+        figure.legend(*zip(*pairs, strict=True), loc="outside lower center", ncols=columns, fontsize=9)
