@@ -1,0 +1,15 @@
+"""relpos: relative positional encoding for any attention-like layer, exact, in memory that grows linearly with length.
+
+A position says where a token is; a lag is the difference of two positions; an encoding says what a lag does; a mixer is
+the layer in which it does it; a kernel is how that is computed without an n x n tensor.
+"""
+
+from __future__ import annotations
+
+from relpos import encodings, positions
+from relpos.encodings.registry import encoding, names, register
+from relpos.mixers.functional import attention, explain
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "attention", "encoding", "encodings", "explain", "names", "positions", "register"]

@@ -1,0 +1,398 @@
+"""The forms of relative positional encoding, and the one protocol through which kernels compute them.
+
+A kernel knows forms, never names. What a form hands to a kernel is a dict of `State`s (made once a call, under autograd,
+in memory linear in the lengths) and pure functions of slices of them:
+
+    prepare(q, k, q_pos, k_pos, content) -> {name: State}
+    tile(q_t, k_t, states, tile)         -> (batch or 1, heads, t_q, t_k), added to the score after its scale
+    values(p_t, states, tile)            -> (batch, heads, t_q, dim_v), optional, linear in p_t
+    tile_backward(grad_t, q_t, k_t, states, tile)     -> gradients by name, optional: the fast way where one is known
+    values_backward(grad_out_t, p_t, states, tile)    -> likewise
+
+`Transform` acts on q and k instead, `Absolute` on the input of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from relpos.positions import Grid, Index, Position, Positions, Times
+
+Along = Literal["lag", "query", "key", "whole"]
+
+
+class State(NamedTuple):
+    """A tensor that `tile` reads, and how a kernel may slice it.
+
+    along  "query" / "key": axis `axis` has one entry a query / key; "lag": it has n_q + n_k - 1 entries, entry
+           j - i + n_q - 1 belongs to query i and key j; "whole": never sliced.
+    """
+
+    tensor: Tensor
+    along: Along
+    axis: int = -1
+
+
+States = dict[str, State]
+Slices = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries i0..i1-1 against keys j0..j1-1 of an attention of n_q queries and n_k keys."""
+
+    i0: int
+    i1: int
+    j0: int
+    j1: int
+    n_q: int
+    n_k: int
+
+    @property
+    def t_q(self) -> int:
+        return self.i1 - self.i0
+
+    @property
+    def t_k(self) -> int:
+        return self.j1 - self.j0
+
+    def span(self, along: Along) -> tuple[int, int] | None:
+        """Start and length of this tile's slice of a state, None for a whole one."""
+        if along == "query":
+            return self.i0, self.t_q
+        if along == "key":
+            return self.j0, self.t_k
+        if along == "lag":  # local index: (j - j0) - (i - i0) + t_q - 1
+            return self.j0 - (self.i1 - 1) + self.n_q - 1, max(self.t_q + self.t_k - 1, 0)
+        return None
+
+    def slice(self, state: State) -> Tensor:
+        """The part of the state that this tile needs, a view."""
+        span = self.span(state.along)
+        return state.tensor if span is None else state.tensor.narrow(state.axis, *span)
+
+
+def toeplitz(generator: Tensor, n_q: int) -> Tensor:
+    """(.., n_q + n_k - 1) with index j - i + n_q - 1 to the matrix (.., n_q, n_k), as a view of a flipped copy."""
+    n_k = generator.shape[-1] - n_q + 1
+    return generator.unfold(-1, n_k, 1).flip(-2)
+
+
+def diagonal_sums(matrix: Tensor) -> Tensor:
+    """The transpose of `toeplitz`: (.., n_q, n_k) to (.., n_q + n_k - 1), sums over equal j - i. O(n_q n_k), no index."""
+    n_q, n_k = matrix.shape[-2:]
+    width = n_q + n_k - 1
+    skewed = nn.functional.pad(matrix.flip(-2), (0, n_q))  # row r moves right by r
+    flat = skewed.flatten(-2)[..., : n_q * width] if n_q else skewed.flatten(-2)
+    return flat.unflatten(-1, (n_q, width)).sum(-2)
+
+
+def skew(product: Tensor, t_k: int) -> Tensor:
+    """(.., t_q, t_q + t_k - 1) with lag index j - i + t_q - 1 in each row, to (.., t_q, t_k): row i reads from t_q-1-i."""
+    t_q, width = product.shape[-2:]
+    product = product.contiguous()
+    strides = (*product.stride()[:-2], width - 1, 1)
+    return product.as_strided((*product.shape[:-1], t_k), strides, product.storage_offset() + t_q - 1)
+
+
+def unskew(matrix: Tensor) -> Tensor:
+    """The transpose of `skew`: (.., t_q, t_k) to (.., t_q, t_q + t_k - 1), zeros where no key has that lag."""
+    t_q, t_k = matrix.shape[-2:]
+    out = matrix.new_zeros(*matrix.shape[:-1], t_q + t_k - 1)
+    skew(out, t_k).copy_(matrix)
+    return out
+
+
+class Encoding(nn.Module):
+    """Base of everything that says what a lag does."""
+
+    form: ClassVar[str] = ""
+    takes: ClassVar[tuple[type, ...]] = (Index,)
+    reference: ClassVar[str] = ""  # BibTeX entry of the source
+    extrapolates: ClassVar[bool] = False  # usable beyond the training length, by the paper's claim or plainly
+    mixers: ClassVar[tuple[str, ...]] = ()
+    causal_only: ClassVar[bool] = False
+    learned: ClassVar[bool] = True  # has parameters
+    has_factors: ClassVar[bool] = False  # exactly of finite rank: see `Bias.factors`
+
+    def cite(self) -> str:
+        """BibTeX of the method's source."""
+        return self.reference
+
+    def score_scale(self, dim: int) -> float | None:
+        """Factor of q.k that this method was defined with, None for the usual 1/sqrt(dim)."""
+        return None
+
+    def check_positions(self, *positions: Positions) -> None:
+        """TypeError where a kind of position has no meaning here."""
+        for position in positions:
+            if not isinstance(position, self.takes):
+                got = "named positions" if isinstance(position, Mapping) else type(position).__name__
+                allowed = " or ".join(kind.__name__ for kind in self.takes)
+                raise TypeError(f"{type(self).__name__} takes {allowed} positions, got {got}")
+
+
+def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
+    """First query position minus first key position where both run in steps of one, alike in every row; else None."""
+    if not (isinstance(q_pos, Index) and isinstance(k_pos, Index)):
+        return None
+    q_start, k_start = q_pos.run_start(), k_pos.run_start()
+    if q_start is None or k_start is None:
+        return None
+    offsets = (q_start - k_start).flatten()
+    if offsets.numel() == 0 or bool((offsets != offsets[0]).any()):
+        return None
+    return int(offsets[0])
+
+
+class Pairwise(Encoding):
+    """Shared by the additive forms: how a kernel computes a term that is added to the score."""
+
+    has_values: ClassVar[bool] = False
+    needs_content: ClassVar[bool] = False
+    reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
+
+    def digest(self, content: Tensor) -> Tensor:
+        """What is kept of each token of the layer's input (batch, n, model_dim); a decoder caches this instead."""
+        return content
+
+    def prepare(
+        self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
+    ) -> States:
+        """States for one call; q (batch, heads, n_q, dim), k (batch, kv_heads, n_k, dim). Under autograd, O(n) memory."""
+        raise NotImplementedError
+
+    def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
+        """The term of one tile, (batch or 1, heads, t_q, t_k). Pure: reads only its arguments."""
+        raise NotImplementedError
+
+    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
+        """What is added to the output, (batch, heads, t_q, dim_v), linear in the weights p; None for nothing."""
+        return None
+
+    def tile_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
+    ) -> dict[str, Tensor] | None:
+        """Gradients by name of the sliced states, and of "q" and "k" where `tile` reads them, from the gradient of
+        `tile`, (batch, heads, t_q, t_k). None: the kernel differentiates `tile` itself, about twice the cost."""
+        return None
+
+    def values_backward(self, grad: Tensor, p: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
+        """Gradients by name of the sliced states, and of the weights as "p", from the gradient of `values`."""
+        return None
+
+
+class RowBias(Pairwise):
+    """A scalar a head for a pair; may depend on the query position as well as on the lag, so it has no generator.
+
+    A subclass gives `pairs`. Its parameters travel through the kernel as whole states, so that gradients reach them.
+    """
+
+    form = "RowBias"
+    mixers = ("softmax",)
+    heads: int
+
+    def pairs(self, q_values: Tensor, k_values: Tensor) -> Tensor:
+        """(.., heads, n_q, n_k) from raw position values, float32 or wider."""
+        raise NotImplementedError
+
+    def forward(self, q_values: Tensor, k_values: Tensor) -> Tensor:
+        return self.pairs(q_values, k_values)
+
+    def bias(self, q_pos: Positions, k_pos: Positions) -> Tensor:
+        """(heads, n_q, n_k), or (batch, heads, n_q, n_k) for positions that differ by row. O(n^2): the definition."""
+        q_values, k_values = self._values(q_pos, k_pos)
+        bias = self.pairs(q_values, k_values)
+        return bias.squeeze(0) if bias.dim() == 4 and bias.shape[0] == 1 else bias
+
+    def prepare(
+        self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
+    ) -> States:
+        q_values, k_values = self._values(q_pos, k_pos)
+        axis = q_pos.axis if isinstance(q_pos, Position) else -1
+        states = {"q_pos": State(q_values, "query", axis), "k_pos": State(k_values, "key", axis)}
+        return states | {f"whole.{name}": State(p, "whole") for name, p in self.named_parameters()}
+
+    def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
+        parameters = {name[6:]: tensor for name, tensor in states.items() if name.startswith("whole.")}
+        bias: Tensor = torch.func.functional_call(self, parameters, (states["q_pos"], states["k_pos"]))
+        return bias if bias.dim() == 4 else bias.unsqueeze(0)
+
+    def _values(self, q_pos: Positions, k_pos: Positions) -> tuple[Tensor, Tensor]:
+        self.check_positions(q_pos, k_pos)
+        assert isinstance(q_pos, Position) and isinstance(k_pos, Position)
+        return q_pos.values, k_pos.values
+
+
+class Bias(RowBias):
+    """A scalar a head for a lag. A subclass gives `at`; everything else follows.
+
+    at(lag) -> (heads, *lag.shape) for integer lags, (heads, *lag.shape[:-1]) for lags on a grid (last axis: the axes).
+    """
+
+    form = "Bias"
+    mixers = ("softmax", "kernelized")
+
+    def at(self, lag: Tensor) -> Tensor:
+        """The bias of each lag (key - query), in float32 or wider."""
+        raise NotImplementedError
+
+    def pairs(self, q_values: Tensor, k_values: Tensor) -> Tensor:
+        between = Grid.between if self._on_grid(q_values) else Index.between
+        bias = self.at(between(q_values, k_values))  # (heads, [batch], n_q, n_k)
+        return bias.movedim(0, -3)
+
+    def factors(self, n: int) -> tuple[Tensor, Tensor] | None:
+        """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias of lag
+        j - i, up to a term that depends on the query alone (softmax ignores it) where the encoding is `causal_only`."""
+        return None
+
+    def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:
+        """The generator: the bias of every lag that occurs.
+
+        Integers n_q, n_k: (heads, n_q + n_k - 1), index lag + n_q - 1 + offset, where offset is the position of the
+        first query minus that of the first key. One grid (height, width): (heads, 2 height - 1, 2 width - 1), index
+        lag + side - 1 an axis.
+        """
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        if isinstance(n_q, tuple):
+            sides = [torch.arange(1 - side, side, device=device) for side in n_q]
+            return self.at(torch.stack(torch.meshgrid(*sides, indexing="ij"), -1))
+        n_k = n_q if n_k is None else n_k
+        if isinstance(n_k, tuple) or n_q < 1 or n_k < 1:
+            raise ValueError(f"lags takes two lengths of at least 1, or one tuple of sides; got {n_q}, {n_k}")
+        return self.at(torch.arange(1 - n_q, n_k, device=device) - offset)
+
+    def prepare(
+        self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
+    ) -> States:
+        """One of three: a generator (consecutive integers), a table with integer codes (one grid, or integers of
+        moderate span such as left-padded rows), or the pairs themselves computed in each tile (times, wild integers)."""
+        self.check_positions(q_pos, k_pos)
+        n_q, n_k = q.shape[-2], k.shape[-2]
+        offset = consecutive(q_pos, k_pos)
+        if offset is not None and n_q and n_k:
+            return {"lags": State(self.lags(n_q, n_k, offset), "lag")}
+        table = self._table(q_pos, k_pos)
+        return table if table is not None else super().prepare(q, k, q_pos, k_pos, content)
+
+    def _table(self, q_pos: Positions, k_pos: Positions) -> States | None:
+        if isinstance(q_pos, Grid) and isinstance(k_pos, Grid):
+            sides = q_pos.shape()
+            if sides is None or sides != k_pos.shape() or bool((q_pos.values[0, 0] != k_pos.values[0, 0]).any()):
+                return None
+            table = self.lags(sides).flatten(1)
+            spans = [2 * side - 1 for side in sides]
+            codes = torch.zeros(len(q_pos), dtype=torch.int64, device=q_pos.values.device)
+            for cells, span in zip((q_pos.values[0] - q_pos.values[0, 0]).unbind(-1), spans, strict=True):
+                codes = codes * span + cells
+            centre = table.shape[-1] // 2
+            return _coded(table, codes - centre, codes)
+        if isinstance(q_pos, Index) and isinstance(k_pos, Index) and len(q_pos) and len(k_pos):
+            low = int(k_pos.values.amin() - q_pos.values.amax())
+            high = int(k_pos.values.amax() - q_pos.values.amin())
+            if high - low < 8 * (len(q_pos) + len(k_pos)):
+                lags = torch.arange(low, high + 1, device=q_pos.values.device)
+                return _coded(self.at(lags), q_pos.values + low, k_pos.values)
+        return None
+
+    def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
+        if "lags" in states:
+            return toeplitz(states["lags"], tile.t_q).unsqueeze(0)
+        if "table" in states:
+            picked = states["table"][:, Index.between(states["q_code"], states["k_code"])]
+            return picked.unsqueeze(0) if picked.dim() == 3 else picked.movedim(0, -3)
+        return super().tile(q, k, states, tile)
+
+    def tile_backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
+    ) -> dict[str, Tensor] | None:
+        if "lags" in states:
+            return {"lags": diagonal_sums(grad.sum(0))}
+        if "table" in states:
+            table = states["table"]
+            index = Index.between(states["q_code"], states["k_code"])
+            grad = grad.sum(0) if index.dim() == 2 else grad.movedim(1, 0)
+            return {"table": grad.new_zeros(table.shape).index_add_(1, index.flatten(), grad.flatten(1))}
+        return None
+
+    def _on_grid(self, values: Tensor) -> bool:
+        return values.dim() == 3  # see positions.py: values with axes always carry a batch dimension
+
+
+def _coded(table: Tensor, q_code: Tensor, k_code: Tensor) -> States:
+    """table[:, k_code - q_code], one integer a token: what a grid and padded rows have in common."""
+    return {
+        "table": State(table, "whole"),
+        "q_code": State(q_code, "query"),
+        "k_code": State(k_code, "key"),
+    }
+
+
+class ContentBias(Pairwise):
+    """Depends on q or k (or on the layer's input) as well as on the lag; may add to the values."""
+
+    form = "ContentBias"
+    mixers = ("softmax",)
+    reads_qk = True
+
+
+class Transform(Encoding):
+    """Acts on q and k separately, so that their product depends on the lag: q'.k' * scale is the final logit.
+
+    `scale` is the factor that the kernel will apply, with the width that q had before; a transform that adds channels
+    must divide what it adds by it. `codes` is whatever depends on the whole sequence (a centre, drawn codes,
+    length-dependent frequencies): made once a stream or forward by `make_codes`, shared between layers by passing it.
+    """
+
+    form = "Transform"
+    mixers = ("softmax", "kernelized")
+    side: ClassVar[Literal["before", "after"]] = "after"  # of the feature map, in kernelised attention
+
+    def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> Any:
+        """What must be fixed for a whole sequence, None where nothing is."""
+        return None
+
+    def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: Any = None) -> Tensor:
+        """(batch, heads, n_q, dim) to (batch, heads, n_q, dim')."""
+        raise NotImplementedError
+
+    def encode_k(self, k: Tensor, k_pos: Positions, scale: float = 1.0, codes: Any = None) -> Tensor:
+        """(batch, kv_heads, n_k, dim) to (batch, kv_heads or heads, n_k, dim')."""
+        raise NotImplementedError
+
+
+class Absolute(Encoding):
+    """Added to the input of the network; not relative: the baselines that every paper compares with."""
+
+    form = "Absolute"
+    mixers = ("input",)
+
+    def add(self, x: Tensor, pos: Positions | None = None) -> Tensor:
+        """x (batch, n, dim) plus the code of each position; None means 0..n-1."""
+        raise NotImplementedError
+
+    def _index(self, x: Tensor, pos: Positions | None) -> Tensor:
+        position = Index.arange(x.shape[-2], device=x.device) if pos is None else pos
+        self.check_positions(position)
+        assert isinstance(position, Index | Times | Grid)
+        if len(position) != x.shape[-2]:
+            raise ValueError(f"{len(position)} positions for {x.shape[-2]} tokens")
+        return position.values
+
+
+def check_heads(heads: int) -> int:
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ValueError(f"heads is a positive integer, got {heads!r}")
+    return heads
+
+
+def positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is a positive integer, got {value!r}")
+    return value

@@ -1,0 +1,139 @@
+"""Names of the encodings: one line each. A new one is one class in one file plus one line here (or `register`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
+from relpos.positions import Grid
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a class lives, and the options that a user who names nothing gets."""
+
+    path: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    cls: type[Encoding] | None = None
+
+    def load(self) -> type[Encoding]:
+        if self.cls is not None:
+            return self.cls
+        module, name = self.path.split(":")
+        loaded: type[Encoding] = getattr(importlib.import_module(f"relpos.encodings.{module}"), name)
+        return loaded
+
+
+_ENTRIES: dict[str, Entry] = {
+    "nope": Entry("transform.none:NoPE"),
+    "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `rp.names()` says of one encoding."""
+
+    name: str
+    cls: str
+    form: str
+    parameters: str
+    summary: str
+    learned: bool
+    extrapolates: bool
+    fused: bool
+    linear: bool
+    decoding: bool
+    two_d: bool
+
+
+def key_of(name: str) -> str:
+    """`T5`, `t5 `, `log-cpb` and `Log CPB` are `t5` and `log_cpb`."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name; ValueError names the nearest known ones."""
+    if not isinstance(name, str):
+        raise TypeError(f"an encoding's name is a string, got {type(name).__name__}")
+    key = key_of(name)
+    if key not in _ENTRIES:
+        near = difflib.get_close_matches(key, _ENTRIES, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"no encoding is called {name!r}{hint} (relpos.names() lists all)")
+    return _ENTRIES[key]
+
+
+def register(name: str, cls: type[Encoding], **defaults: Any) -> None:
+    """Makes a class of your own known by a name, to every mixer, kernel and command.
+
+    defaults are the options that it gets where a user names only the encoding. ValueError where the name is taken by
+    another class.
+    """
+    key = key_of(name)
+    if not (inspect.isclass(cls) and issubclass(cls, Encoding)):
+        raise TypeError(f"register takes a subclass of relpos.encodings.base.Encoding, got {cls!r}")
+    if key in _ENTRIES and _ENTRIES[key].cls is not cls:
+        raise ValueError(f"the name {key!r} is taken by {_ENTRIES[key].load().__name__}")
+    _ENTRIES[key] = Entry("", defaults, cls)
+
+
+def encoding(name: str, **options: Any) -> Encoding:
+    """Builds an encoding by name: `encoding("t5", heads=8)`.
+
+    Options are the arguments of its class; `names()` lists them. Options that this class does not take raise a
+    TypeError that says which it takes.
+    """
+    return _construct(name, entry(name), {**entry(name).defaults, **options})
+
+
+def fitted(name: str, context: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Encoding:
+    """As `encoding`, where a layer offers what it knows (heads, dim, model_dim, causal) and the class takes its part."""
+    found = entry(name)
+    wanted = inspect.signature(found.load().__init__).parameters
+    known = {key: value for key, value in context.items() if key in wanted}
+    return _construct(name, found, {**found.defaults, **known, **(options or {})})
+
+
+def _construct(name: str, found: Entry, options: dict[str, Any]) -> Encoding:
+    cls = found.load()
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise TypeError(f"encoding {name!r}: {error}; {cls.__name__}{signature}") from None
+    return cls(**options)
+
+
+def describe(name: str) -> Description:
+    found = entry(name)
+    cls = found.load()
+    signature = inspect.signature(cls)
+    return Description(
+        name=key_of(name),
+        cls=cls.__name__,
+        form=cls.form,
+        parameters=", ".join(str(p).replace("'", "") for p in signature.parameters.values()),
+        summary=(inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " "),
+        learned=cls.learned,
+        extrapolates=cls.extrapolates,
+        fused=issubclass(cls, Transform | Absolute) or cls.has_factors,
+        linear="kernelized" in cls.mixers,
+        decoding=issubclass(cls, Pairwise | Transform | Absolute),
+        two_d=any(issubclass(kind, Grid) for kind in cls.takes),
+    )
+
+
+def names() -> dict[str, Description]:
+    """All encodings by name: form, parameters, and whether it is learned, extrapolates, runs in fused attention without
+    an n x n tensor, works in linear attention, decodes step by step, and has a two-dimensional form."""
+    return {name: describe(name) for name in _ENTRIES}
+
+
+def each() -> Iterator[tuple[str, Entry]]:
+    yield from _ENTRIES.items()

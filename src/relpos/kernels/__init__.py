@@ -1,0 +1,1 @@
+"""How attention with a relative term is computed. Kernels know forms, never names."""
