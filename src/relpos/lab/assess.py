@@ -49,12 +49,14 @@ def assess(
         "tokens_per_second": _speed(log),
         "lengths": {},
         "samples": [],
+        "samples_refused": None,
         "lags": [],
     }
     if trained.diverged is None:
         with evaluating(model):
             record["lengths"] = _lengths(task, model, progress)
-            record["samples"], record["samples_refused"] = _samples(task, model, folder, seed)
+            if seed == settings.seeds[0]:  # the reports show one seed's
+                record["samples"], record["samples_refused"] = _samples(task, model, folder, seed)
             record["lags"] = _store_lags(task, model, folder)
     write_json(folder / RECORD, record)
     return record

@@ -45,6 +45,7 @@ Model = Annotated[
     list[str] | None, typer.Option("--model", help="Option of the task's network as key=value; may be repeated.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
+SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
 Markdown = Annotated[Path | None, typer.Option(help="Also write the report as markdown to this file.")]
 
 
@@ -171,13 +172,14 @@ def train(
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
+    save_every: SaveEvery = 20.0,
 ) -> None:
     """Train one model with one encoding, evaluate it, write its report. Rerun the same command to resume.
 
     Example: [bold]relpos train chorales --encoding t5 --steps 500[/bold]
     """
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
-    compare_and_report(task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes)
+    compare_and_report(task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes, save_every)
 
 
 @command(app)
@@ -195,6 +197,7 @@ def compare(
     out: Out = Path("runs"),
     fresh: Fresh = False,
     markdown: Markdown = None,
+    save_every: SaveEvery = 20.0,
 ) -> None:
     """Train one model per encoding and seed, evaluate all at 1, 2 and 4 times the length, write runs/NAME/report.html.
 
@@ -205,7 +208,7 @@ def compare(
     chosen = None if encodings is None else [word.strip() for word in encodings.split(",") if word.strip()]
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
-    compare_and_report(task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes)
+    compare_and_report(task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes, save_every)
 
 
 @command(app)
@@ -265,6 +268,7 @@ def compare_and_report(
     fresh: bool,
     markdown: Path | None,
     changes: dict[str, Any],
+    save_every: float,
 ) -> None:
     """What `train` and `compare` share: settle the settings, check every name before any work, run, report."""
     from relpos.lab.settings import DEMO_ENCODINGS, preset
@@ -279,7 +283,9 @@ def compare_and_report(
     reporter.say("loading the training libraries")
     from relpos.lab.compare import compare as run_comparison
 
-    run = run_comparison(task, settings, out / name, reporter, fresh=fresh, command=typed_command())
+    run = run_comparison(
+        task, settings, out / name, reporter, fresh=fresh, command=typed_command(), save_every=save_every
+    )
     publish(run, markdown, reporter)
 
 

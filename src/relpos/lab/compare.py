@@ -16,14 +16,21 @@ from relpos.lab.measure import parameter_groups
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.run import Run, claim
 from relpos.lab.settings import Settings
-from relpos.lab.train import read_log, train_model
+from relpos.lab.train import SAVE_EVERY, read_log, train_model
 
 # Share of a time budget that training may take; the rest is for evaluation, samples and the report.
 TRAINING_SHARE = 0.7
 
 
 def compare(
-    task: Any, settings: Settings, path: Path, reporter: Reporter, *, fresh: bool = False, command: str = ""
+    task: Any,
+    settings: Settings,
+    path: Path,
+    reporter: Reporter,
+    *,
+    fresh: bool = False,
+    command: str = "",
+    save_every: float = SAVE_EVERY,
 ) -> Run:
     """Train and measure every encoding with every seed; resumes what is there, skips what is finished.
 
@@ -47,7 +54,7 @@ def compare(
                 reporter.say(f"{label}: done before")
                 continue
             begin = time.monotonic()
-            record = _one(task, run, encoding, seed, rates[encoding], reporter, label)
+            record = _one(task, run, encoding, seed, rates[encoding], reporter, label, save_every)
             durations.append(time.monotonic() - begin)
             left = sum(durations) / len(durations) * (len(jobs) - number)
             reporter.say(f"{label}: {_summary(record)} ({seconds_text(durations[-1])}; {seconds_text(left)} left)")
@@ -59,10 +66,12 @@ def compare(
         lock.close()
 
 
-def _one(task: Any, run: Run, encoding: str, seed: int, rate: float, reporter: Reporter, label: str) -> dict[str, Any]:
+def _one(
+    task: Any, run: Run, encoding: str, seed: int, rate: float, reporter: Reporter, label: str, save_every: float
+) -> dict[str, Any]:
     folder = run.model(encoding, seed)
     with reporter.step(f"{label} training") as progress:
-        trained = train_model(task, run.settings, encoding, seed, rate, run.steps, folder, progress)
+        trained = train_model(task, run.settings, encoding, seed, rate, run.steps, folder, progress, save_every)
     with reporter.step(f"{label} evaluation") as progress:
         return assess(task, run.settings, trained, encoding, seed, rate, folder, progress)
 

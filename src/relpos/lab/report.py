@@ -57,7 +57,10 @@ def headline(results: Results) -> str:
     if longest == short or not results.best(short):
         return text
     near = results.tied(short)
-    text += f" At the training length ({short} tokens) {_names(near)} {_verb(near)} best ({cell_text(near[0].losses[short])})."
+    if near[0] is results.best(longest)[0] and len(near) == len(results.tied(longest)) == 1:
+        text += f" So it does at the training length ({short} tokens: {cell_text(near[0].losses[short])})."
+    else:
+        text += f" At the training length ({short} tokens) {_names(near)} {_verb(near)} best ({cell_text(near[0].losses[short])})."
     changes = [(_change(row, short, longest), row.encoding) for row in results.best(longest)]
     worst = max(changes)
     if worst[0] > 0.05:
@@ -83,6 +86,18 @@ def cell_text(loss: Loss) -> str:
     if loss.mean is None:
         return "-"
     return f"{loss.mean:.3f}" + (f" ± {loss.spread:.3f}" if loss.spread is not None else "")
+
+
+def plain_text(value: object) -> str:
+    """A value of a description as people write it: thousands marked, lists and tables with commas."""
+    if isinstance(value, dict):
+        nested = any(isinstance(each, dict) for each in value.values())
+        return ("; " if nested else ", ").join(f"{name}: {plain_text(each)}" for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain_text(each) for each in value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+    return str(value)
 
 
 def csv_table(results: Results) -> str:
@@ -163,7 +178,7 @@ def _facts(results: Results) -> dict[str, Any]:
         "lengths": results.lengths,
         "train_length": results.train_length,
         "source": run.config.get("source", ""),
-        "data": run.config["data"],
+        "data": {name: plain_text(value) for name, value in run.config["data"].items() if name != "source"},
         "environment": results.environment,
         "command": run.config.get("command") or f"relpos compare {run.settings.task}",
         "rates": results.rates,
@@ -236,7 +251,7 @@ def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any
             "name": row.encoding,
             "colour": plots.look(index)["color"],
             "items": [item for item in items if item["digest"] not in common],
-            "refused": row.records[0].get("samples_refused"),
+            "refused": row.records[0]["samples_refused"],
         }
         for index, (row, items) in enumerate(zip(results.rows, loaded, strict=True))
     ]

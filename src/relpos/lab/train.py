@@ -26,6 +26,7 @@ from relpos.lab.progress import Step
 from relpos.lab.settings import Settings
 
 CHECKPOINT = "checkpoint.safetensors"
+SAVE_EVERY = 20.0  # seconds between checkpoints
 UNTIMED = 5  # first steps of a process, spent on warming caches: left out of the speed
 
 
@@ -108,7 +109,7 @@ def train_model(
     steps: int,
     folder: Path,
     progress: Step,
-    save_every: float = 20.0,
+    save_every: float = SAVE_EVERY,
 ) -> Trained:
     """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.
 
