@@ -24,7 +24,7 @@ def settings(**changes: object) -> Settings:
 
 
 def quiet() -> Reporter:
-    return Reporter(Console(file=open("/dev/null", "w")), quiet=True)  # noqa: SIM115
+    return Reporter(Console(file=open("/dev/null", "w")), quiet=True)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def test_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path: Path, mon
     save_checkpoint(path, model, optimizer, {"step": 1})
     before = path.read_bytes()
     monkeypatch.setattr(checkpoint, "write_bytes", fill_the_disk)
-    with pytest.raises(DiskFullError, match="previous version is kept.*run the same command again"):
+    with pytest.raises(DiskFullError, match=r"previous version is kept.*run the same command again"):
         save_checkpoint(path, model, optimizer, {"step": 2})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["c"]

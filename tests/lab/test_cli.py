@@ -51,7 +51,9 @@ def test_list_shows_the_form_and_summary_of_each() -> None:
     assert "learned_bias" in text and "Transform" in text and "toy encoding from outside" in text
 
 
-@pytest.mark.parametrize("words", [["show", "toy_slop"], ["explain", "toy_slop"], ["train", "toy", "--encoding", "toy_slop"]])
+@pytest.mark.parametrize(
+    "words", [["show", "toy_slop"], ["explain", "toy_slop"], ["train", "toy", "--encoding", "toy_slop"]]
+)
 def test_an_unknown_encoding_suggests_the_nearest(words: list[str]) -> None:
     assert "did you mean 'toy_slope'?" in relpos(*words, status=2)
 
@@ -67,7 +69,9 @@ def test_an_unknown_task_preset_or_number_is_explained(tmp_path: Path) -> None:
 
 def test_compare_show_and_report_work_from_end_to_end(tmp_path: Path) -> None:
     words = ["compare", "toy", "--encodings", "toy_slope,toy_turn", "--seeds", "0", "--steps", "3", "--batch", "2"]
-    text = relpos(*words, "--out", str(tmp_path), "--name", "x", "--model", "dim=8", "--markdown", str(tmp_path / "x.md"))
+    text = relpos(
+        *words, "--out", str(tmp_path), "--name", "x", "--model", "dim=8", "--markdown", str(tmp_path / "x.md")
+    )
     assert "[2/2] toy_turn seed 0: test loss" in text and "report.html" in text
     assert (tmp_path / "x.md").exists()
     assert Run.read(tmp_path / "x").settings.model == {"dim": 8}

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,5 +136,5 @@ def test_kill_9_leaves_nothing_corrupt_and_a_rerun_ends_as_a_run_that_was_not_ki
 def test_learning_rate_rises_linearly_then_falls_to_a_tenth() -> None:
     rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[100] == pytest.approx(0.1)

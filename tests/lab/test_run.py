@@ -81,12 +81,12 @@ def test_an_unfinished_run_cannot_be_reported_and_names_what_is_missing(finished
     copy = tmp_path / "copy"
     shutil.copytree(finished.path, copy)
     (copy / "toy_turn-seed1" / "evaluation.json").unlink()
-    with pytest.raises(RunDirectoryError, match="toy_turn seed 1 missing; run .* again: relpos compare toy"):
+    with pytest.raises(RunDirectoryError, match=r"toy_turn seed 1 missing; run .* again: relpos compare toy"):
         collect(Run.read(copy))
     with pytest.raises(RunDirectoryError, match="there is no run directory"):
         Run.read(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunDirectoryError, match="no config.json"):
+    with pytest.raises(RunDirectoryError, match=r"no config\.json"):
         Run.read(tmp_path / "empty")
 
 
@@ -112,9 +112,7 @@ def test_the_sweep_is_alike_for_all_and_takes_the_best_on_validation(new_run: Pa
     assert choose_rates(Toy(), run, quiet()) == rates["chosen"]
 
 
-def test_a_budget_lowers_the_steps_once_and_a_rerun_keeps_them(
-    new_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_lowers_the_steps_once_and_a_rerun_keeps_them(new_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = settings(encodings=("nope", "toy_slope"), seeds=(0, 1), steps=1000, budget=0.01)
     monkeypatch.setattr("relpos.lab.compare._step_seconds", lambda *_: 0.01)
     # 0.6 s, 70 % of it for training, two encodings and two seeds at 0.01 s a step

@@ -25,7 +25,9 @@ app = typer.Typer(
     help="Relative positional encodings: list them, look at them, train with them, compare them, time them.\n\n"
     "Start here: [bold]relpos compare chorales[/bold]",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure time and memory.\n\nExample: [bold]relpos bench attention[/bold]")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure time and memory.\n\nExample: [bold]relpos bench attention[/bold]"
+)
 app.add_typer(bench, name="bench")
 
 Encoding = Annotated[str, typer.Argument(metavar="ENCODING", help="Name of an encoding; `relpos list` shows them.")]
@@ -39,7 +41,8 @@ Budget = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(min=1, help="Windows in a training batch.")]
 Rates = Annotated[
-    str | None, typer.Option(help="Peak learning rates, comma-separated; with several, each encoding takes the same sweep.")
+    str | None,
+    typer.Option(help="Peak learning rates, comma-separated; with several, each encoding takes the same sweep."),
 ]
 Model = Annotated[
     list[str] | None, typer.Option("--model", help="Option of the task's network as key=value; may be repeated.")
@@ -74,7 +77,9 @@ def command(app: typer.Typer, **options: Any) -> Callable[[Callable[..., None]],
 def prepare(
     modules: Annotated[
         list[str] | None,
-        typer.Option("--import", metavar="MODULE", help="Import a module that registers encodings or tasks of your own."),
+        typer.Option(
+            "--import", metavar="MODULE", help="Import a module that registers encodings or tasks of your own."
+        ),
     ] = None,
 ) -> None:
     """Options of every command."""
@@ -129,13 +134,17 @@ def list_encodings() -> None:
 @command(app)
 def show(
     encoding: Encoding,
-    run: Annotated[Path | None, typer.Option(help="Draw it as learned in this run directory, not as initialised.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Draw it as learned in this run directory, not as initialised.")
+    ] = None,
     heads: Annotated[int, typer.Option(min=1)] = 4,
     dim: Annotated[int, typer.Option(min=2, help="Width of a head.")] = 64,
     reach: Annotated[int, typer.Option(min=1, help="Largest lag drawn.")] = 128,
     causal: Annotated[bool, typer.Option("--causal", help="Only keys at or before the query.")] = False,
     seed: Annotated[int, typer.Option(help="Of the initial values and of the random content.")] = 0,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the encoding as key=value; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the encoding as key=value; may be repeated.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; default ENCODING.png.")] = None,
 ) -> None:
     """Draw what an encoding does to lags, by head, as a PNG.
@@ -179,7 +188,9 @@ def train(
     Example: [bold]relpos train chorales --encoding t5 --steps 500[/bold]
     """
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
-    compare_and_report(task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes, save_every)
+    compare_and_report(
+        task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes, save_every
+    )
 
 
 @command(app)
@@ -208,7 +219,9 @@ def compare(
     chosen = None if encodings is None else [word.strip() for word in encodings.split(",") if word.strip()]
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
-    compare_and_report(task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes, save_every)
+    compare_and_report(
+        task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes, save_every
+    )
 
 
 @command(app)
@@ -234,7 +247,9 @@ def explain(
     heads: Annotated[int, typer.Option(min=1)] = 8,
     dim: Annotated[int, typer.Option(min=1, help="Width of a head.")] = 64,
     kernel: Annotated[str, typer.Option(help="Ask about this kernel and not about the automatic choice.")] = "auto",
-    option: Annotated[list[str] | None, typer.Option(help="Option of the encoding as key=value; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the encoding as key=value; may be repeated.")
+    ] = None,
 ) -> None:
     """Say in words which kernel would compute attention with an encoding, why, and in how much memory.
 
@@ -253,9 +268,7 @@ def bench_attention(context: typer.Context) -> None:
 
     Example: [bold]relpos bench attention[/bold]
     """
-    from relpos.lab.bench import main_attention
-
-    main_attention(context.args)
+    importlib.import_module("relpos.lab.bench").main_attention(context.args)
 
 
 def compare_and_report(

@@ -87,7 +87,9 @@ def fitting_steps(task: Any, settings: Settings, reporter: Reporter) -> int:
     """The steps asked for, or as many as fit the time budget on this machine; one number for all encodings."""
     if settings.budget is None:
         return settings.steps
-    models = len(settings.seeds) + (len(settings.rates) * settings.sweep_steps / settings.steps if _sweeps(settings) else 0)
+    models = len(settings.seeds) + (
+        len(settings.rates) * settings.sweep_steps / settings.steps if _sweeps(settings) else 0
+    )
     with reporter.step("measuring the speed of a step") as progress:
         a_step = 0.0
         for index, encoding in enumerate(settings.encodings):
@@ -158,7 +160,9 @@ def _note_environment(run: Run, reporter: Reporter) -> None:
     stored = read_json(file)
     changed = [name for name in ("git", "versions", "processor", "threads") if stored.get(name) != now[name]]
     if changed:
-        reporter.say(f"note: this run was begun with another {', '.join(changed)}; the models may differ in the last digits")
+        reporter.say(
+            f"note: this run was begun with another {', '.join(changed)}; the models may differ in the last digits"
+        )
 
 
 def _baselines(task: Any, run: Run, reporter: Reporter) -> None:

@@ -51,9 +51,7 @@ def lag_picture(
             reach //= 2
 
 
-def _picture(
-    encoding: Encoding, heads: int, dim: int, reach: int, causal: bool, draws: int, seed: int
-) -> LagPicture:
+def _picture(encoding: Encoding, heads: int, dim: int, reach: int, causal: bool, draws: int, seed: int) -> LagPicture:
     lags = np.arange(-reach, 1 if causal else reach + 1)
     if isinstance(encoding, Bias) and _takes(encoding, Index):
         table = encoding.lags(1, len(lags), reach).double().numpy()

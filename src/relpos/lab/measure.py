@@ -10,12 +10,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.base import Encoding
 
-def encodings_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+
+def encodings_of(model: nn.Module) -> list[tuple[str, Encoding]]:
     """The (name, encoding) pairs a model declares, each shared encoding once."""
     listed = getattr(model, "encodings", None)
-    pairs: Iterable[tuple[str, nn.Module]] = listed() if callable(listed) else ()
-    seen: dict[int, tuple[str, nn.Module]] = {}
+    pairs: Iterable[tuple[str, Encoding]] = listed() if callable(listed) else ()
+    seen: dict[int, tuple[str, Encoding]] = {}
     for name, encoding in pairs:
         if encoding is not None:
             seen.setdefault(id(encoding), (name, encoding))
@@ -87,4 +89,4 @@ def _allocations(record: torch.profiler.profile) -> list[tuple[int, int]]:
     """(time in ns, bytes; negative when freed) of every allocation the profiler saw."""
     assert record.profiler is not None and record.profiler.kineto_results is not None
     events = record.profiler.kineto_results.events()
-    return [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return [(event.start_ns(), event.nbytes())  # type: ignore[attr-defined] for event in events if event.name() == "[memory]"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ STYLE = {
 }
 
 
-def look(index: int) -> dict[str, object]:
+def look(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the index-th encoding; they repeat jointly only after 28."""
     turn = index // len(COLOURS)
     return {
@@ -62,7 +63,7 @@ def loss_by_length(results: Results) -> Figure:
         if points:
             axes.errorbar(
                 [n for n, _ in points],
-                [loss.mean for _, loss in points],
+                [loss.mean or 0.0 for _, loss in points],
                 yerr=[loss.spread or 0.0 for _, loss in points],
                 label=row.encoding,
                 capsize=3,
@@ -90,7 +91,7 @@ def training_curves(results: Results) -> Figure:
     for index, row in enumerate(results.rows):
         style = look(index)
         shortest = min((len(log) for log in row.logs), default=0)
-        if not shortest:
+        if not shortest or row.losses[results.train_length].mean is None:
             continue
         losses = np.array([[np.nan if e["loss"] is None else e["loss"] for e in log[:shortest]] for log in row.logs])
         steps = np.array([entry["step"] for entry in row.logs[0][:shortest]])
@@ -180,7 +181,9 @@ def lag_heatmap(pictures: list[tuple[str, bool, np.ndarray, np.ndarray]]) -> Fig
             axes.axhline(edge, color="#374151", linewidth=0.8)
     axes.set_yticks([at for at, _ in ticks], [name if len(ticks) > 1 else "heads" for _, name in ticks], fontsize=8)
     axes.set_xlabel("lag = key position - query position (tokens)")
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend="both" if largest > limit * 1.001 else "neither")
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.05, pad=0.02, extend="both" if largest > limit * 1.001 else "neither"
+    )
     bar.set_label("logit change (nats)", fontsize=8)
     return figure
 

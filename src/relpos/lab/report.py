@@ -15,7 +15,13 @@ from relpos.lab.checkpoint import write_atomic
 from relpos.lab.results import Loss, Results, Row, collect, lag_arrays, spread_name
 from relpos.lab.run import Run
 
-KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".mid": "audio/midi", ".midi": "audio/midi", ".txt": "text/plain"}
+KINDS = {
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".mid": "audio/midi",
+    ".midi": "audio/midi",
+    ".txt": "text/plain",
+}
 
 
 def write_report(run: Run) -> Path:
@@ -34,8 +40,10 @@ def write_markdown(run: Run, path: Path) -> Path:
     figures = {name: plots.png(figure) for name, figure in _figures(results).items()}
     for name, data in figures.items():
         write_atomic(path.parent / path.stem / f"{name}.png", data)
-    page = _templates().get_template("report.md").render(
-        {**_facts(results), "table": markdown_table(results), "folder": path.stem, "figures": list(figures)}
+    page = (
+        _templates()
+        .get_template("report.md")
+        .render({**_facts(results), "table": markdown_table(results), "folder": path.stem, "figures": list(figures)})
     )
     write_atomic(path, page.encode())
     return path
@@ -48,7 +56,7 @@ def headline(results: Results) -> str:
         return f"No encoding could be evaluated at {longest} tokens."
     times = f"{longest / short:g} times the training length ({longest} tokens)"
     first = results.best(longest)[0].losses[longest]
-    text = f"At {times}, {_names(results.tied(longest))} {_verb(results.tied(longest))} best: {cell_text(first)} nats a token"
+    text = f"At {times}, {_leaders(results, longest)} best: {cell_text(first)} nats a token"
     baseline = results.best_baseline(longest)
     if baseline is not None and first.mean is not None:
         way = "below" if first.mean < baseline[1] else "above"
@@ -60,7 +68,8 @@ def headline(results: Results) -> str:
     if near[0] is results.best(longest)[0] and len(near) == len(results.tied(longest)) == 1:
         text += f" So it does at the training length ({short} tokens: {cell_text(near[0].losses[short])})."
     else:
-        text += f" At the training length ({short} tokens) {_names(near)} {_verb(near)} best ({cell_text(near[0].losses[short])})."
+        text += f" At the training length ({short} tokens) {_leaders(results, short)} best"
+        text += f" ({cell_text(near[0].losses[short])})."
     changes = [(_change(row, short, longest), row.encoding) for row in results.best(longest)]
     worst = max(changes)
     if worst[0] > 0.05:
@@ -72,13 +81,12 @@ def _change(row: Row, short: int, long: int) -> float:
     return (row.losses[long].mean or 0.0) - (row.losses[short].mean or 0.0)
 
 
-def _names(rows: list[Row]) -> str:
-    names = [row.encoding for row in rows]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _verb(rows: list[Row]) -> str:
-    return "predicts" if len(rows) == 1 else "(equal within their spread) predict"
+def _leaders(results: Results, length: int) -> str:
+    """The best encoding with its verb, or all that share the first place."""
+    names = [row.encoding for row in results.tied(length)]
+    if len(names) == 1:
+        return f"{names[0]} predicts"
+    return f"{', '.join(names[:-1])} and {names[-1]} (equal within their spread) predict"
 
 
 def cell_text(loss: Loss) -> str:

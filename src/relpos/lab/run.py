@@ -1,11 +1,11 @@
 """A run directory: who owns it, what it holds, and whether it may be gone on with.
 
-    config.json       settings, the steps they came to, the description of the data      (written once, first)
-    environment.json  git state, versions, machine
-    rates.json        the learning rate of each encoding and how it was chosen
-    baselines.json    losses of trivial predictors on the scored tokens
-    <encoding>-seed<k>/   metrics.jsonl, checkpoint.safetensors, evaluation.json, lags.npz, samples/
-    report.html, table.csv, table.md
+config.json       settings, the steps they came to, the description of the data      (written once, first)
+environment.json  git state, versions, machine
+rates.json        the learning rate of each encoding and how it was chosen
+baselines.json    losses of trivial predictors on the scored tokens
+<encoding>-seed<k>/   metrics.jsonl, checkpoint.safetensors, evaluation.json, lags.npz, samples/
+report.html, table.csv, table.md
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def claim(path: Path, fresh: bool = False) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise RunDirectoryError(f"another process is working on {path}; wait for it, or choose another --name") from None
+        raise RunDirectoryError(
+            f"another process is working on {path}; wait for it, or choose another --name"
+        ) from None
     if fresh:
         for entry in path.iterdir():
             if entry.name != LOCK:

@@ -155,7 +155,15 @@ def train_model(
 
 
 def _step(
-    device: Fabric, task: Any, settings: Settings, model: Any, optimizer: Any, step: int, steps: int, seed: int, peak: float
+    device: Fabric,
+    task: Any,
+    settings: Settings,
+    model: Any,
+    optimizer: Any,
+    step: int,
+    steps: int,
+    seed: int,
+    peak: float,
 ) -> dict[str, Any]:
     """One step of training and its line in the log; loss None means that it was not a finite number."""
     batch = device.to_device(task.batch(step, seed, settings.batch))
