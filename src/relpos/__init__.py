@@ -6,10 +6,24 @@ the layer in which it does it; a kernel is how that is computed without an n x n
 
 from __future__ import annotations
 
-from relpos import encodings, positions
+from relpos import encodings, models, positions
 from relpos.encodings.registry import encoding, names, register
 from relpos.mixers.functional import attention, explain
+from relpos.mixers.self_attention import SelfAttention
+from relpos.mixers.stream import Stream
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "attention", "encoding", "encodings", "explain", "names", "positions", "register"]
+__all__ = [
+    "SelfAttention",
+    "Stream",
+    "__version__",
+    "attention",
+    "encoding",
+    "encodings",
+    "explain",
+    "models",
+    "names",
+    "positions",
+    "register",
+]

@@ -106,7 +106,7 @@ def _with_axes(values: Tensor, name: str, allowed: Sequence[int] | None) -> Tens
 def _finite(values: Tensor, name: str) -> Tensor:
     _require(
         bool(torch.isfinite(values).all()),
-        f"{name} positions hold NaN or infinity; drop those tokens or mark them with key_mask and give them any finite value",
+        f"{name} positions hold NaN or infinity; drop them, or hide them with key_mask and give any finite value",
     )
     return values
 

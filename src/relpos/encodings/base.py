@@ -1,7 +1,7 @@
 """The forms of relative positional encoding, and the one protocol through which kernels compute them.
 
-A kernel knows forms, never names. What a form hands to a kernel is a dict of `State`s (made once a call, under autograd,
-in memory linear in the lengths) and pure functions of slices of them:
+A kernel knows forms, never names. What a form hands to a kernel is a dict of `State`s (made once a call, under
+autograd, in memory linear in the lengths) and pure functions of slices of them:
 
     prepare(q, k, q_pos, k_pos, content) -> {name: State}
     tile(q_t, k_t, states, tile)         -> (batch or 1, heads, t_q, t_k), added to the score after its scale
@@ -84,16 +84,16 @@ def toeplitz(generator: Tensor, n_q: int) -> Tensor:
 
 
 def diagonal_sums(matrix: Tensor) -> Tensor:
-    """The transpose of `toeplitz`: (.., n_q, n_k) to (.., n_q + n_k - 1), sums over equal j - i. O(n_q n_k), no index."""
+    """The transpose of `toeplitz`: (.., n_q, n_k) to (.., n_q + n_k - 1), the sums over equal j - i."""
     n_q, n_k = matrix.shape[-2:]
     width = n_q + n_k - 1
     skewed = nn.functional.pad(matrix.flip(-2), (0, n_q))  # row r moves right by r
     flat = skewed.flatten(-2)[..., : n_q * width] if n_q else skewed.flatten(-2)
-    return flat.unflatten(-1, (n_q, width)).sum(-2)
+    return flat.view(*flat.shape[:-1], n_q, width).sum(-2)
 
 
 def skew(product: Tensor, t_k: int) -> Tensor:
-    """(.., t_q, t_q + t_k - 1) with lag index j - i + t_q - 1 in each row, to (.., t_q, t_k): row i reads from t_q-1-i."""
+    """(.., t_q, t_q + t_k - 1), each row by lag index, to (.., t_q, t_k): row i reads from t_q - 1 - i on. A view."""
     t_q, width = product.shape[-2:]
     product = product.contiguous()
     strides = (*product.stride()[:-2], width - 1, 1)
@@ -118,6 +118,7 @@ class Encoding(nn.Module):
     mixers: ClassVar[tuple[str, ...]] = ()
     causal_only: ClassVar[bool] = False
     learned: ClassVar[bool] = True  # has parameters
+    shared: ClassVar[bool] = False  # defined with one module for all layers of a network
     has_factors: ClassVar[bool] = False  # exactly of finite rank: see `Bias.factors`
 
     def cite(self) -> str:
@@ -164,7 +165,7 @@ class Pairwise(Encoding):
     def prepare(
         self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
     ) -> States:
-        """States for one call; q (batch, heads, n_q, dim), k (batch, kv_heads, n_k, dim). Under autograd, O(n) memory."""
+        """States for one call; q (batch, heads, n_q, dim), k (batch, heads, n_k, dim). Under autograd, O(n) memory."""
         raise NotImplementedError
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
@@ -175,9 +176,7 @@ class Pairwise(Encoding):
         """What is added to the output, (batch, heads, t_q, dim_v), linear in the weights p; None for nothing."""
         return None
 
-    def tile_backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
-    ) -> dict[str, Tensor] | None:
+    def tile_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
         """Gradients by name of the sliced states, and of "q" and "k" where `tile` reads them, from the gradient of
         `tile`, (batch, heads, t_q, t_k). None: the kernel differentiates `tile` itself, about twice the cost."""
         return None
@@ -194,7 +193,7 @@ class RowBias(Pairwise):
     """
 
     form = "RowBias"
-    mixers = ("softmax",)
+    mixers: ClassVar[tuple[str, ...]] = ("softmax",)
     heads: int
 
     def pairs(self, q_values: Tensor, k_values: Tensor) -> Tensor:
@@ -248,8 +247,8 @@ class Bias(RowBias):
         return bias.movedim(0, -3)
 
     def factors(self, n: int) -> tuple[Tensor, Tensor] | None:
-        """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias of lag
-        j - i, up to a term that depends on the query alone (softmax ignores it) where the encoding is `causal_only`."""
+        """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias
+        of lag j - i, up to a term that depends on the query alone (softmax ignores it) where the encoding is `causal_only`."""
         return None
 
     def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:
@@ -272,7 +271,7 @@ class Bias(RowBias):
         self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
     ) -> States:
         """One of three: a generator (consecutive integers), a table with integer codes (one grid, or integers of
-        moderate span such as left-padded rows), or the pairs themselves computed in each tile (times, wild integers)."""
+        moderate span such as left-padded rows), or the pairs computed in each tile (times, wild integers)."""
         self.check_positions(q_pos, k_pos)
         n_q, n_k = q.shape[-2], k.shape[-2]
         offset = consecutive(q_pos, k_pos)
@@ -309,9 +308,7 @@ class Bias(RowBias):
             return picked.unsqueeze(0) if picked.dim() == 3 else picked.movedim(0, -3)
         return super().tile(q, k, states, tile)
 
-    def tile_backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile
-    ) -> dict[str, Tensor] | None:
+    def tile_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
         if "lags" in states:
             return {"lags": diagonal_sums(grad.sum(0))}
         if "table" in states:

@@ -93,7 +93,7 @@ def encoding(name: str, **options: Any) -> Encoding:
 
 
 def fitted(name: str, context: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Encoding:
-    """As `encoding`, where a layer offers what it knows (heads, dim, model_dim, causal) and the class takes its part."""
+    """As `encoding`, where a layer offers what it knows (heads, dim, model_dim, causal); the class takes its part."""
     found = entry(name)
     wanted = inspect.signature(found.load().__init__).parameters
     known = {key: value for key, value in context.items() if key in wanted}

@@ -35,7 +35,8 @@ def flash_backward(
     """Gradients to q, k and v of `flash` for a bias that needs none."""
     if not native(q):
         return plain_backward(grad, q, k, v, out, lse, bias, scale)
-    return _BACKWARD(grad, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc, no-any-return]
+    dq, dk, dv = _BACKWARD(grad, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
+    return dq, dk, dv
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

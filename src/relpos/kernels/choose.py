@@ -11,7 +11,6 @@ from relpos.kernels.call import Call, Refusal
 from relpos.kernels.dense import dense
 
 
-
 def tiled(call: Call) -> Tensor:
     """Any term in O(n) memory: the view of one generator where that is all there is, generic tiles otherwise."""
     return hankel.hankel(call) if _by_view(call) else tiles.generic(call)

@@ -1,4 +1,4 @@
-"""The definition of attention with a relative term, O(n_q n_k) memory. The oracle of every test: nothing clever here."""
+"""The definition of attention with a relative term, O(n_q n_k) memory. The oracle of every test: nothing clever."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 With the order of the queries reversed, the Toeplitz matrix b[j - i] becomes a Hankel matrix b[j + r]: a view with both
 strides 1 of the one-dimensional generator, which a fused kernel reads as its additive mask without any copy. Causality
 and windows are minus infinity in the generator. The backward pass recomputes the weights tile by tile from the
-log-sum-exp (five products a tile); the gradient of the bias is the sum along anti-diagonals, which a buffer with one more
-column a row turns into column sums.
+log-sum-exp (five products a tile); the gradient of the bias is the sum along anti-diagonals, which a buffer with one
+more column a row turns into column sums.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class _Hankel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, visible, out, lse = ctx.saved_tensors
+        q, k, v, visible, _, _ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dgen = torch.zeros_like(visible) if ctx.needs_input_grad[3] else None
         for r in ctx.rectangles:
@@ -124,9 +124,7 @@ def _frozen_backward(ctx: Any, r: Rectangle, grad: Tensor, dq: Tensor, dk: Tenso
         dv[batch, :, j0:j1] += gv
 
 
-def _learned_backward(
-    ctx: Any, r: Rectangle, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, dgen: Tensor
-) -> None:
+def _learned_backward(ctx: Any, r: Rectangle, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, dgen: Tensor) -> None:
     """All tiles of one rectangle, one batch row after the other, a group of heads at a time."""
     q, k, v, visible, out, lse = ctx.saved_tensors
     heads = q.shape[1]
@@ -151,7 +149,7 @@ def _learned_backward(
 
 
 class _Workspace:
-    """Buffers for one tile, kept from tile to tile: allocating a fresh MiB each time costs more than the exponential."""
+    """Buffers for one tile, kept from tile to tile: a fresh MiB each time would cost more than the exponential."""
 
     def __init__(self, like: Tensor) -> None:
         self.like = like

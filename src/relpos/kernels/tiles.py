@@ -41,9 +41,7 @@ def blocks(call: Call) -> Iterator[tuple[tuple[int, int], list[Tile]]]:
     for i0 in range(0, n_q, t_q):
         i1 = min(i0 + t_q, n_q)
         j_first, j_last = call.mask.keys(i0, i1)
-        yield (i0, i1), [
-            Tile(i0, i1, j0, min(j0 + t_k, j_last), n_q, n_k) for j0 in range(j_first, j_last, t_k)
-        ]
+        yield (i0, i1), [Tile(i0, i1, j0, min(j0 + t_k, j_last), n_q, n_k) for j0 in range(j_first, j_last, t_k)]
 
 
 def _slices(states: dict[str, State], tile: Tile) -> dict[str, Tensor]:
@@ -201,5 +199,3 @@ def _gradients(out: Tensor, leaves: dict[str, Tensor], grad: Tensor) -> dict[str
         return {}
     parts = torch.autograd.grad(out, list(leaves.values()), grad.sum_to_size(out.shape), allow_unused=True)
     return {name: part for name, part in zip(leaves, parts, strict=True) if part is not None}
-
-

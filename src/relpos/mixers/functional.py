@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
-from relpos.encodings.registry import fitted
 from relpos.kernels import choose
 from relpos.kernels.call import Call
 from relpos.kernels.dropout import Dropout
@@ -17,6 +16,15 @@ from relpos.kernels.mask import Mask
 from relpos.positions import Index, Positions, as_positions
 
 Window = int | tuple[int | None, int | None]
+
+
+class Digest(NamedTuple):
+    """What an encoding has already kept of the layer's input (see Pairwise.digest), one row a key."""
+
+    tensor: Tensor
+
+
+Content = Tensor | Digest | None
 
 
 def attention(
@@ -32,7 +40,7 @@ def attention(
     segments: Tensor | tuple[Tensor, Tensor] | None = None,
     window: Window | None = None,
     scale: float | None = None,
-    content: Tensor | tuple[Tensor, Tensor] | None = None,
+    content: Content = None,
     codes: Any = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
@@ -114,7 +122,7 @@ def _request(
     segments: Tensor | tuple[Tensor, Tensor] | None = None,
     window: Window | None = None,
     scale: float | None = None,
-    content: Tensor | tuple[Tensor, Tensor] | None = None,
+    content: Content = None,
     codes: Any = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
@@ -128,7 +136,7 @@ def _request(
     if encoding is not None:
         encoding.check_positions(queries, keys)
     mask = _mask(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
-    factor = _scale(scale, encoding, dim)
+    factor = score_factor(scale, encoding, dim)
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]
         k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
@@ -200,7 +208,8 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
     return encoding
 
 
-def _scale(scale: float | None, encoding: Encoding | None, dim: int) -> float:
+def score_factor(scale: float | None, encoding: Encoding | None, dim: int) -> float:
+    """The factor of q.k: the caller's, else the method's own, else 1/sqrt(dim)."""
     if scale is not None:
         return float(scale)
     own = None if encoding is None else encoding.score_scale(dim)
@@ -218,9 +227,7 @@ def _seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
-def _digest(
-    term: Pairwise, content: Tensor | tuple[Tensor, Tensor] | None, batch: int, n_q: int, n_k: int
-) -> Tensor | None:
+def _digest(term: Pairwise, content: Content, batch: int, n_q: int, n_k: int) -> Tensor | None:
     if not term.needs_content:
         return None
     if content is None:
@@ -228,6 +235,8 @@ def _digest(
             f"{type(term).__name__} reads the layer's input: pass content=x, (batch, n_k, model_dim); "
             "relpos.SelfAttention does it for you"
         )
+    if isinstance(content, Digest):
+        return content.tensor
     if not isinstance(content, Tensor) or content.dim() != 3 or content.shape[:2] != (batch, n_k):
         got = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
         raise ValueError(f"content has shape (batch, n_k, model_dim) = ({batch}, {n_k}, ..), got {got}")
@@ -281,7 +290,9 @@ def _order(order: Tensor | None, n: int, batch: int, device: torch.device) -> Te
     if order is None:
         raise ValueError("q_order and k_order go together: give both")
     if order.is_floating_point() or order.dim() not in (1, 2) or order.shape[-1] != n:
-        raise ValueError(f"an order is an integer tensor ({n},) or ({batch}, {n}), got {order.dtype} {tuple(order.shape)}")
+        raise ValueError(
+            f"an order is an integer tensor ({n},) or ({batch}, {n}), got {order.dtype} {tuple(order.shape)}"
+        )
     return order.to(device)
 
 

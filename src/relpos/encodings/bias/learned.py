@@ -46,7 +46,8 @@ class LearnedBias(Bias):
     extrapolates = False
     reference = """@inproceedings{luo2021stable,
   title={Stable, Fast and Accurate: Kernelized Attention with Relative Positional Encoding},
-  author={Luo, Shengjie and Li, Shanda and Cai, Tianle and He, Di and Peng, Dinglan and Zheng, Shuxin and Ke, Guolin and Wang, Liwei and Liu, Tie-Yan},
+  author={Luo, Shengjie and Li, Shanda and Cai, Tianle and He, Di and Peng, Dinglan and Zheng, Shuxin
+    and Ke, Guolin and Wang, Liwei and Liu, Tie-Yan},
   booktitle={NeurIPS}, year={2021}}"""
 
     def __init__(self, heads: int, max_lag: int, beyond: Beyond = "clip") -> None:

@@ -1,0 +1,145 @@
+"""A multi-head attention layer that takes any encoding of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.base import Absolute, Encoding
+from relpos.encodings.registry import fitted
+from relpos.mixers.functional import Window, attention
+from relpos.mixers.stream import Stream
+from relpos.positions import as_positions
+
+MIXERS = ("softmax",)
+
+
+class SelfAttention(nn.Module):
+    """Projects x to queries, keys and values, attends with a relative encoding, and projects back.
+
+    x (batch, n, dim) to (batch, n, dim); with `context` (batch, m, dim) it is cross attention.
+
+    dim, heads     model width and number of query heads; the head width is dim / heads, or head_dim
+    encoding       an Encoding, a name (built with heads, dim, model_dim and causal filled in), or None
+    encoding_options   further arguments for an encoding given by name, e.g. {"max_lag": 64}
+    kv_heads       key and value heads, a divisor of heads (grouped-query attention); default heads
+    causal, window, dropout, scale, kernel   as in `relpos.attention`; dropout acts in training only
+    bias           whether the four projections have a bias
+
+    An encoding given as an object is used as it is, so passing one object to several layers shares its parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        encoding: Encoding | str | None = None,
+        mixer: str = "softmax",
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        causal: bool = False,
+        window: Window | None = None,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        bias: bool = True,
+        kernel: str = "auto",
+        encoding_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if mixer not in MIXERS:
+            raise ValueError(f"mixer is one of {', '.join(MIXERS)}, got {mixer!r}")
+        kv_heads = heads if kv_heads is None else kv_heads
+        if dim < 1 or heads < 1 or kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"heads is positive and a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}")
+        if head_dim is None and dim % heads:
+            raise ValueError(f"heads divides dim, got dim={dim}, heads={heads}; or give head_dim")
+        self.dim, self.heads, self.kv_heads, self.mixer = dim, heads, kv_heads, mixer
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.causal, self.window, self.dropout, self.scale, self.kernel = causal, window, dropout, scale, kernel
+        self.encoding = self._encoding(encoding, encoding_options)
+        self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, dim, bias=bias)
+
+    def _encoding(self, encoding: Encoding | str | None, options: Mapping[str, Any] | None) -> Encoding | None:
+        if isinstance(encoding, str):
+            known = {"heads": self.heads, "dim": self.head_dim, "model_dim": self.dim, "causal": self.causal}
+            encoding = fitted(encoding, known, options)
+        elif options:
+            raise ValueError("encoding_options go with an encoding given by name")
+        if encoding is None:
+            return None
+        if not isinstance(encoding, Encoding):
+            raise TypeError(f"encoding is a relpos Encoding, a name or None, got {type(encoding).__name__}")
+        if self.mixer not in encoding.mixers and "input" not in encoding.mixers:
+            takes = " or ".join(encoding.mixers) or "none of the built-in mixers"
+            raise TypeError(f"{type(encoding).__name__} has no meaning in {self.mixer} attention; it works in {takes}")
+        if encoding.causal_only and not self.causal:
+            raise ValueError(f"{type(encoding).__name__} is defined for causal attention only; pass causal=True")
+        return encoding
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        q_pos: object = None,
+        k_pos: object = None,
+        key_mask: Tensor | None = None,
+        segments: Tensor | tuple[Tensor, Tensor] | None = None,
+        codes: Any = None,
+        generator: torch.Generator | None = None,
+        stream: Stream | None = None,
+    ) -> Tensor:
+        """x (batch, n, dim), optional context (batch, m, dim) to (batch, n, dim). Other arguments: `relpos.attention`.
+
+        stream: what `self.stream()` returned; x is then the next chunk of a causal sequence, q_pos its positions.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x has shape (batch, n, {self.dim}), got {tuple(x.shape)}")
+        if stream is not None and (context is not None or segments is not None or not self.causal):
+            raise ValueError("a stream serves causal self-attention without segments")
+        x, memory = self._input(x, context, q_pos, k_pos, stream)
+        q = self._split(self.q(x), self.heads)
+        k, v = self._split(self.k(memory), self.kv_heads), self._split(self.v(memory), self.kv_heads)
+        encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if stream is not None:
+            out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
+        else:
+            out = attention(
+                q, k, v, encoding, q_pos=q_pos, k_pos=q_pos if context is None and k_pos is None else k_pos,
+                causal=self.causal, key_mask=key_mask, segments=segments, window=self.window, scale=self.scale,
+                content=memory, codes=codes, dropout=self.dropout if self.training else 0.0, generator=generator,
+                kernel=self.kernel,
+            )  # fmt: skip
+        merged: Tensor = self.out(out.transpose(1, 2).flatten(2))
+        return merged
+
+    def stream(self, codes: Any = None) -> Stream:
+        """A fresh cache for decoding with this layer."""
+        encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        return Stream(encoding, scale=self.scale, window=self.window, codes=codes, kernel=self.kernel)
+
+    def _input(
+        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | None
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.encoding, Absolute):
+            return x, x if context is None else context
+        start = 0 if stream is None else stream.length
+        x = self.encoding.add(x, as_positions(q_pos, x.shape[1], start, "q_pos", x.device))
+        if context is None:
+            return x, x
+        return x, self.encoding.add(context, as_positions(k_pos, context.shape[1], 0, "k_pos", x.device))
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:-1], heads, self.head_dim).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}, mixer={self.mixer!r}, causal={self.causal}"
+        )

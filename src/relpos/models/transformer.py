@@ -1,0 +1,186 @@
+"""A plain pre-norm Transformer that takes any encoding: the network of the comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.base import Absolute, Encoding
+from relpos.encodings.registry import entry, fitted
+from relpos.mixers.functional import Window
+from relpos.mixers.self_attention import SelfAttention
+from relpos.mixers.stream import Stream
+from relpos.positions import as_positions
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attention: SelfAttention, dim: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention, self.attention = nn.LayerNorm(dim), attention
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, expansion * dim), nn.GELU(), nn.Linear(expansion * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm_attention(x), **options))
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
+
+
+class Transformer(nn.Module):
+    """Tokens (batch, n) to logits (batch, n, vocabulary); decoder with causal=True, encoder with causal=False.
+
+    encoding          a name, an Encoding, or None. By name each layer gets its own, unless the method is defined with
+                      one for all layers (Encoding.shared, e.g. T5) or share= says so. An object is shared by all.
+                      Absolute encodings are added to the token embeddings, once.
+    expansion         width of the hidden layer of the MLP, in units of dim
+    Embeddings are tied to the output; weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        encoding: Encoding | str | None = None,
+        *,
+        causal: bool = True,
+        expansion: int = 4,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        kv_heads: int | None = None,
+        window: Window | None = None,
+        share: bool | None = None,
+        kernel: str = "auto",
+        encoding_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if vocabulary < 1 or depth < 1:
+            raise ValueError(f"vocabulary and depth are positive, got {vocabulary} and {depth}")
+        self.vocabulary, self.dim, self.causal = vocabulary, dim, causal
+        self.embedding = nn.Embedding(vocabulary, dim)
+        known = {"heads": heads, "dim": dim // heads, "model_dim": dim, "causal": causal}
+        given = _resolve(encoding, share, known, encoding_options)
+        self.absolute = given if isinstance(given, Absolute) else None
+        layers = []
+        for _ in range(depth):
+            own = None if self.absolute is not None else given
+            options = encoding_options if isinstance(own, str) else None
+            layer = SelfAttention(
+                dim, heads, own, kv_heads=kv_heads, causal=causal, window=window, dropout=attention_dropout,
+                kernel=kernel, encoding_options=options,
+            )  # fmt: skip
+            layers.append(Block(layer, dim, expansion, dropout))
+        self.blocks = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(dim)
+        self._initialise(depth)
+
+    def _initialise(self, depth: int) -> None:
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            inner, mlp = block.attention, block.mlp
+            for linear in (inner.q, inner.k, inner.v, inner.out, mlp[0], mlp[2]):
+                assert isinstance(linear, nn.Linear)
+                residual = linear in (inner.out, mlp[2])
+                nn.init.normal_(linear.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
+                nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: object = None,
+        key_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        streams: list[Stream] | None = None,
+    ) -> Tensor:
+        """tokens int64 (batch, n) to logits. positions, key_mask, segments: as in `relpos.attention`."""
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ValueError(f"tokens are integers (batch, n), got {tokens.dtype} {tuple(tokens.shape)}")
+        x = self.embedding(tokens)
+        if self.absolute is not None:
+            start = streams[0].length if streams else 0
+            x = self.absolute.add(x, as_positions(positions, tokens.shape[1], start, "positions", x.device))
+        for index, block in enumerate(self.blocks):
+            stream = None if streams is None else streams[index]
+            x = block(x, q_pos=positions, key_mask=key_mask, segments=segments, stream=stream)
+        logits: Tensor = self.norm(x) @ self.embedding.weight.T
+        return logits
+
+    def streams(self) -> list[Stream]:
+        """Fresh caches for decoding, one a layer."""
+        return [block.attention.stream() for block in self.blocks]  # type: ignore[union-attr, operator]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continues prompt (batch, n >= 1) by `steps` sampled tokens: (batch, n + steps). temperature 0 is greedy.
+
+        Decodes with a cache; the result does not depend on it. top_p keeps the smallest set of tokens with that mass.
+        """
+        if not self.causal:
+            raise ValueError("only a causal Transformer generates; build it with causal=True")
+        if prompt.dim() != 2 or prompt.shape[1] < 1 or steps < 0:
+            raise ValueError(
+                f"generate takes a prompt (batch, n >= 1) and steps >= 0, got {tuple(prompt.shape)}, {steps}"
+            )
+        was_training = self.training
+        self.eval()
+        streams, tokens, chunk = self.streams(), [prompt], prompt
+        for _ in range(steps):
+            logits = self(chunk, streams=streams)[:, -1]
+            chunk = _sample(logits, temperature, top_p, generator)
+            tokens.append(chunk)
+        self.train(was_training)
+        return torch.cat(tokens, 1)
+
+    def encodings(self) -> Iterator[tuple[str, Encoding]]:
+        """(name, encoding) of every distinct encoding, from the input up."""
+        if self.absolute is not None:
+            yield "input", self.absolute
+            return
+        layers = [block.attention.encoding for block in self.blocks]  # type: ignore[union-attr]
+        if all(e is layers[0] for e in layers):
+            layers = layers[:1]
+        for index, e in enumerate(layers):
+            if isinstance(e, Encoding):
+                yield ("all layers" if len(layers) == 1 < len(self.blocks) else f"layer {index + 1}"), e
+
+
+def _resolve(
+    encoding: Encoding | str | None, share: bool | None, known: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> Encoding | str | None:
+    """The one object that all layers share, or the name from which each builds its own."""
+    if not isinstance(encoding, str):
+        if share is False:
+            raise ValueError("an encoding given as an object is shared by all layers; give its name for one a layer")
+        return encoding
+    cls = entry(encoding).load()
+    one = issubclass(cls, Absolute) or (cls.shared if share is None else share)
+    return fitted(encoding, known, options) if one else encoding
+
+
+def _sample(logits: Tensor, temperature: float, top_p: float | None, generator: torch.Generator | None) -> Tensor:
+    """(batch, vocabulary) to (batch, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    p = (logits.float() / temperature).softmax(-1)
+    if top_p is not None:
+        ordered, index = p.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p  # the first token always stays
+        p = torch.zeros_like(p).scatter_(-1, index, ordered.masked_fill(outside, 0))
+    return torch.multinomial(p, 1, generator=generator)
