@@ -102,12 +102,17 @@ def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list
     ], None
 
 
+def _head_sizes(model: nn.Module) -> tuple[int, int]:
+    """(heads, width of a head) of the first attention layer that says how many heads it has."""
+    heads = next((int(part.heads) for part in model.modules() if isinstance(getattr(part, "heads", None), int)), 1)
+    return heads, int(getattr(model, "dim", heads)) // heads
+
+
 def _store_lags(task: Any, model: nn.Module, folder: Path) -> list[dict[str, object]]:
     """Lag pictures of every encoding in the model into lags.npz; an encoding that cannot be drawn says why."""
     arrays: dict[str, np.ndarray] = {}
     listed: list[dict[str, object]] = []
-    heads = int(getattr(model, "heads", 1))
-    dim = int(getattr(model, "dim", heads)) // heads
+    heads, dim = _head_sizes(model)
     for index, (name, encoding) in enumerate(encodings_of(model)):
         try:
             picture = lag_picture(encoding, heads, dim, task.train_length, causal=True)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,5 +89,5 @@ def _silent_errors() -> Iterator[None]:
 def _allocations(record: torch.profiler.profile) -> list[tuple[int, int]]:
     """(time in ns, bytes; negative when freed) of every allocation the profiler saw."""
     assert record.profiler is not None and record.profiler.kineto_results is not None
-    events = record.profiler.kineto_results.events()
-    return [(event.start_ns(), event.nbytes())  # type: ignore[attr-defined] for event in events if event.name() == "[memory]"]
+    events: list[Any] = record.profiler.kineto_results.events()
+    return [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
