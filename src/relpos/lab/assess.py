@@ -104,7 +104,8 @@ def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list
 
 def _head_sizes(model: nn.Module) -> tuple[int, int]:
     """(heads, width of a head) of the first attention layer that says how many heads it has."""
-    heads = next((int(part.heads) for part in model.modules() if isinstance(getattr(part, "heads", None), int)), 1)
+    found = (getattr(part, "heads", None) for part in model.modules())
+    heads = next((each for each in found if isinstance(each, int)), 1)
     return heads, int(getattr(model, "dim", heads)) // heads
 
 
