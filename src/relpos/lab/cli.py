@@ -104,7 +104,7 @@ def list_encodings() -> None:
 
     import relpos as rp
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for column in ("name", "form"):
         table.add_column(column, no_wrap=True)
     flags = {
@@ -117,7 +117,7 @@ def list_encodings() -> None:
     }
     for title in flags.values():
         table.add_column(title, justify="center", no_wrap=True)
-    table.add_column("what it is", overflow="ellipsis", no_wrap=True)
+    table.add_column("what it is", overflow="ellipsis", no_wrap=True, ratio=1)
     for name, about in rp.names().items():
         table.add_row(name, about.form, *("yes" if getattr(about, flag) else "-" for flag in flags), about.summary)
     console = Reporter().console
