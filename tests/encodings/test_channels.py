@@ -255,6 +255,14 @@ def test_a_smooth_bias_is_fitted(causal: bool) -> None:
     assert finer.rank >= made.rank and wrong(logits(finer), Bump(), finer) <= finer.error <= 1e-3
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("make", [lambda: E.KERPLE(2), lambda: E.ALiBi(2, symmetric=True), lambda: E.T5Bias(2)])
+def test_a_few_positions_always_fit(make: Any, n: int) -> None:
+    bias = make()
+    made = channels(bias, n, torch.float64, 1e-6, causal=False)
+    assert wrong(logits(made), bias, made) <= made.error <= 1e-6
+
+
 def test_a_rough_bias_is_refused_with_a_kernel_named() -> None:
     torch.manual_seed(0)
     table = E.LearnedBias(2, 128)
