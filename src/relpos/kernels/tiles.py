@@ -1,8 +1,8 @@
 """Exact attention with any additive term, forward and backward, in O(n) memory, on any device.
 
-The generic kernel: it slices the states of a term, calls `tile` (and `values`), keeps a running maximum and sum over
-tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no `tile_backward`
-of its own, `tile` is differentiated inside the tile.
+The generic kernel: it slices the states of a term, calls `tile` (and `value_term`), keeps a running maximum and sum
+over tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no
+`tile_backward` of its own, `tile` is differentiated inside the tile.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from relpos.encodings.base import State, Tile
-from relpos.kernels.call import Call, computing
+from relpos.kernels.call import Call, computing, exactly, once
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
 QUERIES, KEYS = 256, 1024
@@ -86,7 +85,7 @@ class _Generic(torch.autograd.Function):
                 keep = _keep(call, tile, p.dtype)
                 p = p if keep is None else p * keep
                 acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
-                extra = None if call.term is None else call.term.values(p, slices, tile)
+                extra = None if call.term is None else call.term.value_term(p, slices, tile)
                 acc = acc if extra is None else acc + extra
                 high = higher
             seen = total > 0
@@ -97,7 +96,7 @@ class _Generic(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         call: Call = ctx.call
@@ -107,8 +106,8 @@ class _Generic(torch.autograd.Function):
         dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
         scaled = q * call.scale
         delta = (grad * out).sum(-1, keepdim=True)
-        for _, row in blocks(call):
-            for tile in row:
+        with exactly(grad):
+            for tile in (tile for _, row in blocks(call) for tile in row):
                 _backward_tile(call, tile, (scaled, k, v, lse, delta, grad), states, wanted, total, dstates)
         return None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
 
@@ -189,7 +188,7 @@ def _values_gradient(
     leaves = {name: slices[name].detach().requires_grad_() for name in slices if name in wanted}
     leaves["p"] = p.detach().requires_grad_()
     with torch.enable_grad():
-        out = call.term.values(leaves["p"], slices | leaves, tile)
+        out = call.term.value_term(leaves["p"], slices | leaves, tile)
     assert out is not None
     return _gradients(out, leaves, grad)
 
