@@ -275,8 +275,9 @@ def _candidates(encoding: Bias, n: int, dtype: torch.dtype, causal: bool, scale:
         return
     with torch.no_grad():
         for count in FREQUENCIES:
-            if 2 * count < n:
-                yield _fitted(encoding, n, dtype, causal, scale, count)
+            yield _fitted(encoding, n, dtype, causal, scale, count)
+            if count >= n:  # already as many waves as lags
+                return
 
 
 def _rounded(
