@@ -120,7 +120,7 @@ class Encoding(nn.Module):
     causal_only: bool = False  # per class or per instance
     learned: ClassVar[bool] = True  # has parameters
     shared: ClassVar[bool] = False  # defined with one module for all layers of a network
-    has_factors: ClassVar[bool] = False  # exactly of finite rank: see `Bias.factors`
+    has_factors: ClassVar[bool] = False  # exactly of finite rank: see encodings/channels.py
 
     def cite(self) -> str:
         """BibTeX of the method's source."""

@@ -51,7 +51,7 @@ _ENTRIES: dict[str, Entry] = {
     "t5": Entry("bias.t5:T5Bias"),
     "alibi": Entry("bias.alibi:ALiBi"),
     "kerple": Entry("bias.kerple:KERPLE"),
-    "sandwich": Entry("bias.sandwich:Sandwich"),
+    "sandwich": Entry("bias.sandwich:Sandwich", {"dim": 128}),
     "hype": Entry("bias.hype:HyPE"),
 }
 

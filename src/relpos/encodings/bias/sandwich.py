@@ -20,7 +20,6 @@ class Sandwich(FixedBias):
 
     extrapolates = True
     has_factors = True
-    own = ("dim",)  # an option of the method, which a layer must not fill in with the width of its heads
     reference = """@inproceedings{chi2023dissecting,
   title={Dissecting Transformer Length Extrapolation via the Lens of Receptive Field Analysis},
   author={Chi, Ta-Chung and Fan, Ting-Han and Rudnicky, Alexander I. and Ramadge, Peter J.},
