@@ -52,12 +52,9 @@ def test_the_picture_leaves_the_encoding_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(rp.names()))
-def test_every_encoding_can_be_drawn_and_explained_or_says_why_not(name: str) -> None:
-    try:
-        assert initial_picture(name, 2, 8, 6, False, 0, {}).startswith(b"\x89PNG")
-        assert explanation(name, 8, 8, True, 2, 8, "auto", {})
-    except LabError as error:
-        assert len(str(error)) > 20
+def test_every_encoding_can_be_drawn_and_explained(name: str) -> None:
+    assert initial_picture(name, 2, 8, 6, False, 0, {}).startswith(b"\x89PNG")
+    assert explanation(name, 8, 8, True, 2, 8, "auto", {})
 
 
 @pytest.mark.parametrize("name", ["nope", "learned_bias", "toy_slope", "toy_turn", "toy_places"])

@@ -122,7 +122,7 @@ def test_models_trained_side_by_side_equal_models_trained_one_by_one(new_run: Pa
 @pytest.mark.slow(10)
 def test_an_error_in_a_worker_is_raised_here_with_its_place(new_run: Path) -> None:
     few = settings(encodings=("toy_slope", "nope"), seeds=(3,), model={"no_such_option": 1})
-    with pytest.raises(RuntimeError, match="(?s)seed 3 failed:.*no_such_option"):
+    with pytest.raises(RuntimeError, match=r"(?s)seed 3 failed:.*no_such_option"):
         compare(Toy(), few, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
 
 

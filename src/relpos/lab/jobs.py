@@ -121,8 +121,8 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, stack in self._steps.values():
-            stack.close()
+        for _, bar in self._steps.values():
+            bar.close()
         self._stack.close()
 
     def notice(self, job: Job) -> Notice:
@@ -135,9 +135,8 @@ class Board:
 
     def update(self, job: Job, share: float, text: str) -> None:
         if job.folder not in self._steps:
-            stack = contextlib.ExitStack()
-            step = stack.enter_context(self._reporter.step(job.title))
-            self._steps[job.folder] = (step, stack)
+            bar = contextlib.ExitStack()
+            self._steps[job.folder] = (bar.enter_context(self._reporter.step(job.title)), bar)
         self._steps[job.folder][0](share, 1.0, text)
         self._shares[job.folder] = share
         self._overall(self._done + sum(self._shares.values()), self._count)

@@ -65,7 +65,7 @@ def _takes(encoding: Encoding, kind: type) -> bool:
     return any(isinstance(allowed, type) and issubclass(kind, allowed) for allowed in encoding.takes)
 
 
-def _positions(encoding: Encoding, count: int) -> Tensor:
+def line_of_positions(encoding: Encoding, count: int) -> Tensor:
     """0..count-1 as the kind of position that the encoding takes; on a grid, along its last axis."""
     steps = torch.arange(count)
     if _takes(encoding, Index):
@@ -82,7 +82,7 @@ def _probe(encoding: Encoding, heads: int, dim: int, reach: int, causal: bool, d
     """(draws, heads, lags): the change of the logit, from the encoding's public form alone."""
     generator = torch.Generator().manual_seed(seed)
     count = reach + 1 if causal else 2 * reach + 1
-    positions = _positions(encoding, count)
+    positions = line_of_positions(encoding, count)
     if isinstance(encoding, Absolute):  # it changes the input, so the input is what is drawn
         unit = _unit(draws, 1, heads * dim, generator).expand(-1, count, -1)
         x = encoding.add(unit, as_positions(positions, count, 0, "positions", torch.device("cpu")))

@@ -12,26 +12,22 @@ from relpos.encodings.base import Absolute, Encoding
 from relpos.encodings.registry import fitted
 from relpos.lab import plots
 from relpos.lab.errors import LabError
-from relpos.lab.lags import lag_picture
+from relpos.lab.lags import lag_picture, line_of_positions
 from relpos.lab.results import collect, lag_arrays
 from relpos.lab.run import Run
 
 
 def build(name: str, heads: int, dim: int, causal: bool, length: int, options: dict[str, object]) -> Encoding:
     """An encoding fitted to a layer of these sizes; LabError says which options it lacks or does not take."""
-    context = {
-        "heads": heads,
-        "dim": dim,
-        "model_dim": heads * dim,
-        "causal": causal,
-        "max_lag": length,
-        "max_length": 2 * length + 1,
-        "window": (length + 1, length + 1),
-    }
+    layer = {"heads": heads, "dim": dim, "model_dim": heads * dim, "causal": causal}
+    lengths = {"max_lag": length, "max_length": 2 * length + 1, "window": (length + 1, length + 1)}
     try:
-        return fitted(name, context, options)
-    except (TypeError, ValueError) as error:
-        raise LabError(f"{error} (give what is missing as --option key=value)") from error
+        return fitted(name, {**layer, **lengths}, options)
+    except (TypeError, ValueError):  # not every method takes every length: its own defaults then
+        try:
+            return fitted(name, layer, options)
+        except (TypeError, ValueError) as error:
+            raise LabError(f"{error} (give what is missing as --option key=value)") from error
 
 
 def initial_picture(
@@ -75,6 +71,8 @@ def explanation(
     k = torch.zeros(1, heads, n, dim)
     more = {"content": torch.zeros(1, n, heads * dim)} if getattr(encoding, "needs_content", False) else {}
     try:
-        return str(explain(q, k, k, encoding, causal=causal, kernel=kernel, **more))
+        positions = line_of_positions(encoding, n)
+        places = {"q_pos": positions[n - queries :], "k_pos": positions}
+        return str(explain(q, k, k, encoding, causal=causal, kernel=kernel, **places, **more))
     except (ValueError, TypeError) as error:
         raise LabError(str(error)) from error
