@@ -5,7 +5,7 @@ autograd, in memory linear in the lengths) and pure functions of slices of them:
 
     prepare(q, k, q_pos, k_pos, content) -> {name: State}
     tile(q_t, k_t, states, tile)         -> (batch or 1, heads, t_q, t_k), added to the score after its scale
-    values(p_t, states, tile)            -> (batch, heads, t_q, dim_v), optional, linear in p_t
+    value_term(p_t, states, tile)        -> (batch, heads, t_q, dim_v), optional, linear in p_t
     tile_backward(grad_t, q_t, k_t, states, tile)     -> gradients by name, optional: the fast way where one is known
     values_backward(grad_out_t, p_t, states, tile)    -> likewise
 
@@ -172,7 +172,7 @@ class Pairwise(Encoding):
         """The term of one tile, (batch or 1, heads, t_q, t_k). Pure: reads only its arguments."""
         raise NotImplementedError
 
-    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
+    def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
         """What is added to the output, (batch, heads, t_q, dim_v), linear in the weights p; None for nothing."""
         return None
 
@@ -182,7 +182,7 @@ class Pairwise(Encoding):
         return None
 
     def values_backward(self, grad: Tensor, p: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
-        """Gradients by name of the sliced states, and of the weights as "p", from the gradient of `values`."""
+        """Gradients by name of the sliced states, and of the weights as "p", from the gradient of `value_term`."""
         return None
 
 

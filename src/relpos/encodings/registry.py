@@ -31,7 +31,28 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {
     "nope": Entry("transform.none:NoPE"),
+    "rope": Entry("transform.rope:RoPE"),
+    "xpos": Entry("transform.xpos:XPos"),
+    "axial_rope": Entry("transform.axial:AxialRoPE"),
+    "mixed_rope": Entry("transform.mixed:MixedRoPE"),
+    "time_rope": Entry("transform.time:TimeRoPE"),
+    "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
+    "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
+    "shaw": Entry("content.shaw:Shaw", {"max_lag": 128}),
+    "music_transformer": Entry("content.music_transformer:MusicTransformer", {"max_lag": 256}),
+    "fox": Entry("content.fox:FoX"),
+    "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
+    "log_cpb": Entry("bias.log_cpb:LogCPB", {"window": (8, 8)}),
+    "fire": Entry("row.fire:FIRE"),
+    "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
+    "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),
+    "low_rank_logits": Entry("content.low_rank:LowRankLogits"),
+    "t5": Entry("bias.t5:T5Bias"),
+    "alibi": Entry("bias.alibi:ALiBi"),
+    "kerple": Entry("bias.kerple:KERPLE"),
+    "sandwich": Entry("bias.sandwich:Sandwich"),
+    "hype": Entry("bias.hype:HyPE"),
 }
 
 

@@ -1,8 +1,8 @@
 """Exact attention with any additive term, forward and backward, in O(n) memory, on any device.
 
-The generic kernel: it slices the states of a term, calls `tile` (and `values`), keeps a running maximum and sum over
-tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no `tile_backward`
-of its own, `tile` is differentiated inside the tile.
+The generic kernel: it slices the states of a term, calls `tile` (and `value_term`), keeps a running maximum and sum
+over tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no
+`tile_backward` of its own, `tile` is differentiated inside the tile.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Generic(torch.autograd.Function):
                 keep = _keep(call, tile, p.dtype)
                 p = p if keep is None else p * keep
                 acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
-                extra = None if call.term is None else call.term.values(p, slices, tile)
+                extra = None if call.term is None else call.term.value_term(p, slices, tile)
                 acc = acc if extra is None else acc + extra
                 high = higher
             seen = total > 0
@@ -188,7 +188,7 @@ def _values_gradient(
     leaves = {name: slices[name].detach().requires_grad_() for name in slices if name in wanted}
     leaves["p"] = p.detach().requires_grad_()
     with torch.enable_grad():
-        out = call.term.values(leaves["p"], slices | leaves, tile)
+        out = call.term.value_term(leaves["p"], slices | leaves, tile)
     assert out is not None
     return _gradients(out, leaves, grad)
 
