@@ -251,6 +251,8 @@ def inputs(
 
 def gradients(out: Tensor, leaves: list[Tensor], seed: int = 1) -> list[Tensor]:
     """Gradients of a fixed random sum of the output; zeros where a leaf is not reached."""
+    if not out.requires_grad:  # no query saw any key
+        return [torch.zeros_like(x) for x in leaves]
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
     found = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, retain_graph=True)

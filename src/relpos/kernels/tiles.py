@@ -67,7 +67,7 @@ def _keep(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
     if call.dropout is None:
         return None
     batch, heads = call.q.shape[:2]
-    return call.dropout.keep(0, batch, heads, tile.i0, tile.i1, tile.j0, tile.j1, call.q.device).to(dtype)
+    return call.dropout.keep(0, batch, heads, tile.i0, tile.i1, tile.j0, tile.j1, call.q.device, dtype)
 
 
 class _Generic(torch.autograd.Function):

@@ -286,7 +286,7 @@ def _mask(
     if offset is not None or (left is None and right is None):
         q_order = k_order = None
     q_segments, k_segments = _segments(segments, batch, n_q, n_k, device)
-    real = _key_mask(key_mask, batch, n_k, device)
+    real = check_key_mask(key_mask, batch, n_k, device)
     return Mask(n_q, n_k, offset or 0, left, right, q_order, k_order, real, q_segments, k_segments)
 
 
@@ -313,7 +313,7 @@ def _described(x: object) -> str:
     return f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.device) -> Tensor | None:
+def check_key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.device) -> Tensor | None:
     if key_mask is None:
         return None
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool or key_mask.device != device:

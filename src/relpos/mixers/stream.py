@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
 from relpos.kernels.call import exactly
-from relpos.mixers.functional import Digest, Window, attention, check_tensors, score_factor
+from relpos.mixers.functional import Digest, Window, attention, check_key_mask, check_tensors, score_factor
 from relpos.positions import Position, Positions, as_positions
 
 
@@ -67,7 +67,8 @@ class Stream:
         batch, _, t, t_k, dim = check_tensors(q, k, v)
         if t != t_k:
             raise ValueError(f"step takes as many queries as keys, got {tuple(q.shape)} and {tuple(k.shape)}")
-        new = as_positions(position, t, self.length, "position", q.device)
+        check_key_mask(key_mask, batch, t, q.device)
+        new = as_positions(position, t, self.length, "position", q.device, batch)
         encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim)
         if isinstance(encoding, Transform):
             encoding.check_positions(new)
@@ -81,7 +82,7 @@ class Stream:
         keys, values = self._append("k", k, 2), self._append("v", v, 2)
         real = torch.ones(batch, t, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
         seen = self._append("mask", real, 1)
-        self._padded = self._padded or key_mask is not None
+        padded = self._padded or key_mask is not None
         places = self._positions(new)
         digest = None
         if isinstance(encoding, Pairwise) and encoding.needs_content:
@@ -90,12 +91,13 @@ class Stream:
                     f"{type(encoding).__name__} reads the layer's input: pass content=x, ({batch}, {t}, ..)"
                 )
             digest = Digest(self._append("content", encoding.digest(content), 1))
-        self.length += t
-        return attention(
+        out = attention(
             q, keys, values, encoding if isinstance(encoding, Pairwise) else None,
-            q_pos=new, k_pos=places, causal=True, key_mask=seen if self._padded else None, window=self.window,
+            q_pos=new, k_pos=places, causal=True, key_mask=seen if padded else None, window=self.window,
             scale=factor, content=digest, kernel=self.kernel,
         )  # fmt: skip
+        self.length, self._padded = self.length + t, padded  # last: a step that raises leaves no trace
+        return out
 
     def reorder(self, rows: Tensor) -> None:
         """Keeps the given batch rows in this order, as beam search needs."""
@@ -116,7 +118,7 @@ class Stream:
     def _append(self, name: str, x: Tensor, axis: int) -> Tensor:
         """Writes x behind what the named buffer holds and returns the filled part, a view."""
         stop = self.length + x.shape[axis]
-        held = self._buffers.get(name)
+        held = self._buffers.get(name) if self.length else None
         if held is not None:
             self._fits(name, held[0], x, axis)
         if torch.is_grad_enabled():  # earlier steps' graphs may hold views of the buffer: never write in place
