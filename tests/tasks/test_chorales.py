@@ -214,6 +214,21 @@ def test_counts_follow_their_formula_and_fall_back() -> None:
         counts.loss([zero, zero], zero, 0)
 
 
+def test_models_differ_in_their_encoding_only(task: Chorales) -> None:
+    small = {"dim": 16, "depth": 1, "heads": 2}
+    without = task.model("nope", **small)
+    table = task.model("learned_bias", **small)
+    shapes = {name: tuple(p.shape) for name, p in table.named_parameters()}
+    extra = {name: shapes.pop(name) for name in list(shapes) if "encoding" in name}
+    assert shapes == {name: tuple(p.shape) for name, p in without.named_parameters()}
+    assert list(extra.values()) == [(2, 2 * 127 + 1)], "the table ends at the longest lag of training"
+    given = task.model("learned_bias", encoding_options={"max_lag": 5}, **small)
+    assert (2, 11) in {tuple(p.shape) for p in given.parameters()}
+    batch = task.batch(0, 0, 3)
+    assert abs(task.loss(without, batch).item() - math.log(roll.VOCABULARY)) < 0.5
+    assert np.isfinite(task.evaluate(table, "test", 512).loss)
+
+
 def test_description_is_plain_data(task: Chorales) -> None:
     import json
 

@@ -46,6 +46,12 @@ class Refusal(ValueError):
     """A kernel cannot serve a call; the message says why and what would."""
 
 
+def exactly(x: object) -> torch.autocast:
+    """Switches autocast off: it would run products of scores and positions in bfloat16."""
+    kind = x.device.type if isinstance(x, Tensor) and x.device.type != "meta" else "cpu"
+    return torch.autocast(kind, enabled=False)
+
+
 def computing(dtype: torch.dtype) -> torch.dtype:
     """The type in which sums and softmax run: at least float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from relpos.kernels import aten
-from relpos.kernels.call import Call, Refusal, computing
+from relpos.kernels.call import Call, Refusal, computing, exactly
 from relpos.kernels.fused import one_width
 from relpos.kernels.mask import Mask, Rectangle
 
 QUERIES, KEYS = 256, 1024  # a tile of the backward pass: 1 MiB of float32, what a core's cache holds
+PAD = (
+    16  # a row stride that is a power of two makes the transposed product a third slower: its columns share cache sets
+)
 BLOCK = 256  # queries that share one key prefix where the order hides keys
 
 
@@ -70,12 +73,16 @@ def _view(generator: Tensor, mask: Mask, i1: int, rows: int, j0: int, keys: int)
 
 def _blocks(mask: Mask, r: Rectangle, size: int) -> Iterator[tuple[int, int, int, int]]:
     """Queries i0..i1-1 with the keys j0..j1-1 that any of them sees, covering the rectangle from its end."""
-    if mask.left is None and mask.right is None:
-        size = max(size, r.i1 - r.i0) if size == BLOCK else size
     for i1 in range(r.i1, r.i0, -size):
         i0 = max(r.i0, i1 - size)
         j0, j1 = mask.keys(i0, i1)
         yield i0, i1, max(j0, r.j0), min(j1, r.j1)
+
+
+def _prefixes(mask: Mask, r: Rectangle) -> Iterator[tuple[int, int, int, int]]:
+    """Blocks for the fused kernel: the whole rectangle where the order hides nothing."""
+    everything = mask.left is None and mask.right is None
+    return _blocks(mask, r, r.i1 - r.i0 if everything else BLOCK)
 
 
 class _Hankel(torch.autograd.Function):
@@ -86,7 +93,7 @@ class _Hankel(torch.autograd.Function):
         visible = _visible(generator, mask)
         out, lse = torch.zeros_like(q), q.new_zeros(q.shape[:-1])
         for r in rectangles:
-            for i0, i1, j0, j1 in _blocks(mask, r, BLOCK):
+            for i0, i1, j0, j1 in _prefixes(mask, r):
                 batch, rows = slice(r.b0, r.b1), slice(i0, i1)
                 bias = _view(visible, mask, i1, i1 - i0, j0, j1 - j0).unsqueeze(0)
                 parts = (q[batch, :, rows].flip(2), k[batch, :, j0:j1], v[batch, :, j0:j1])
@@ -102,17 +109,18 @@ class _Hankel(torch.autograd.Function):
         q, k, v, visible, _, _ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dgen = torch.zeros_like(visible) if ctx.needs_input_grad[3] else None
-        for r in ctx.rectangles:
-            if dgen is None:
-                _frozen_backward(ctx, r, grad, dq, dk, dv)
-            else:
-                _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
+        with exactly(grad):
+            for r in ctx.rectangles:
+                if dgen is None:
+                    _frozen_backward(ctx, r, grad, dq, dk, dv)
+                else:
+                    _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
         return dq, dk, dv, dgen, None, None
 
 
 def _frozen_backward(ctx: Any, r: Rectangle, grad: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
     q, k, v, visible, out, lse = ctx.saved_tensors
-    for i0, i1, j0, j1 in _blocks(ctx.mask, r, BLOCK):
+    for i0, i1, j0, j1 in _prefixes(ctx.mask, r):
         batch, rows = slice(r.b0, r.b1), slice(i0, i1)
         bias = _view(visible, ctx.mask, i1, i1 - i0, j0, j1 - j0).unsqueeze(0)
         gq, gk, gv = aten.flash_backward(
@@ -158,7 +166,7 @@ class _Workspace:
     def _shaped(self, g: int, t: int, u: int) -> None:
         if self.shape != (g, t, u):
             self.shape = (g, t, u)
-            self.weight = self.like.new_empty(g, t, u)
+            self.weight = self.like.new_empty(g, t, u + PAD)[..., :u]
             self.skewed = self.like.new_zeros(g, t, t + u)  # entry (r, c) of the tile at column r + c; zeros elsewhere
             self.dscore = self.skewed.as_strided((g, t, u), (t * (t + u), t + u + 1, 1))
             self.ones = self.like.new_ones(g, 1, t)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from relpos.encodings.base import State, Tile
-from relpos.kernels.call import Call, computing
+from relpos.kernels.call import Call, computing, exactly
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
 QUERIES, KEYS = 256, 1024
@@ -107,8 +107,8 @@ class _Generic(torch.autograd.Function):
         dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
         scaled = q * call.scale
         delta = (grad * out).sum(-1, keepdim=True)
-        for _, row in blocks(call):
-            for tile in row:
+        with exactly(grad):
+            for tile in (tile for _, row in blocks(call) for tile in row):
                 _backward_tile(call, tile, (scaled, k, v, lse, delta, grad), states, wanted, total, dstates)
         return None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
 

@@ -1,8 +1,8 @@
 """Next-token prediction on Bach's four-part chorales.
 
 **What is compared.** A network is trained on windows of ``train_length`` = 128 tokens (8 quarters, two bars), and is
-then evaluated with 1, 2 and 4 times that context. 128 is chosen so that nearly every piece holds a window of four
-times as many (96 ticks, the shortest chorale, is one of the few that do not).
+then evaluated with 1, 2 and 4 times that context. 128 is chosen so that every piece but the shortest (of 96 ticks)
+holds a window of four times as many; of twice as long windows only a quarter of the pieces hold one.
 
 **The evaluation rule.** Each piece of the split, led by its tick of START, is cut from its beginning into windows of
 512 tokens that do not overlap; what is left at its end is not used. A window also knows the token that follows it. At
@@ -17,6 +17,7 @@ A piece's training windows begin at any tick, in any transposition that keeps ea
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.registry import entry
 from relpos.tasks.base import Artifact, Evaluation, Progress
 from relpos.tasks.music import collection, markov, roll
 from relpos.tasks.music.piece import TICKS_PER_QUARTER, VOICES, Piece
@@ -46,7 +48,7 @@ class Settings:
     heads: int = 4
     expansion: int = 4
     dropout: float = 0.0
-    batch_size: int = 32
+    batch_size: int = 8
     temperature: float = 0.9
     top_p: float = 0.95
     prompt_quarters: int = 8
@@ -122,19 +124,41 @@ class Chorales:
         }
 
     def model(self, encoding: str, **options: Any) -> nn.Module:
-        """``relpos.models.Transformer`` of this task's size; options go to it and override the settings."""
+        """``relpos.models.Transformer`` of this task's size; options go to it and override the settings.
+
+        What an encoding wants to know of lengths is filled in where ``encoding_options`` do not say it: tables of
+        lags end at the longest lag of training (a longer table has entries that never learn), tables of positions at
+        the longest evaluation.
+        """
         from relpos.models import Transformer
 
         s = self.settings
         arguments: dict[str, Any] = {
+            "dim": s.dim,
+            "depth": s.depth,
+            "heads": s.heads,
             "expansion": s.expansion,
             "dropout": s.dropout,
-            "max_length": self.train_length * max(self.multiples),
             "causal": True,
+        } | options
+        given = dict(arguments.pop("encoding_options", None) or {})
+        return Transformer(
+            self.vocabulary, encoding=encoding, encoding_options=self._lengths(encoding) | given, **arguments
+        )
+
+    def _lengths(self, encoding: str) -> dict[str, int]:
+        if not isinstance(encoding, str):
+            return {}
+        found = entry(encoding)
+        wanted = inspect.signature(found.load()).parameters
+        last_lag = self.train_length - 1
+        usual = found.defaults.get("max_lag", getattr(wanted.get("max_lag"), "default", None))
+        offered = {
+            "max_lag": min(usual, last_lag) if isinstance(usual, int) else last_lag,
+            "train_length": self.train_length,
+            "max_length": self.train_length * max(self.multiples),
         }
-        sizes = {"dim": s.dim, "depth": s.depth, "heads": s.heads}
-        arguments |= sizes | options
-        return Transformer(self.vocabulary, encoding=encoding, **arguments)
+        return {key: value for key, value in offered.items() if key in wanted}
 
     def batch(self, step: int, seed: int, size: int) -> Tensor:
         """(size, train_length + 1) int64: tokens to read and, one further, to predict.
