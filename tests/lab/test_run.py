@@ -10,6 +10,7 @@ import pytest
 
 from relpos.lab.compare import choose_rates, compare, fitting_steps
 from relpos.lab.errors import LabError, RunDirectoryError
+from relpos.lab.report import write_report
 from relpos.lab.results import collect
 from relpos.lab.run import Run, claim
 from relpos.lab.settings import PRESETS, Settings, preset
@@ -88,6 +89,20 @@ def test_an_unfinished_run_cannot_be_reported_and_names_what_is_missing(finished
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunDirectoryError, match=r"no config\.json"):
         Run.read(tmp_path / "empty")
+
+
+def test_records_that_were_tampered_with_are_named(finished: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    (copy / "toy_turn-seed0" / "lags.npz").write_bytes(b"PK torn")
+    with pytest.raises(RunDirectoryError, match=r"lags\.npz is missing or broken"):
+        write_report(Run.read(copy))
+    (copy / "nope-seed0" / "samples" / "roll.png").unlink()
+    with pytest.raises(RunDirectoryError, match=r"roll\.png cannot be read|lags\.npz"):
+        write_report(Run.read(copy))
+    (copy / "nope-seed1" / "evaluation.json").write_text('{"rate": 1}')
+    with pytest.raises(RunDirectoryError, match="broken or of another version"):
+        collect(Run.read(copy))
 
 
 def test_the_directory_holds_config_environment_and_metrics(finished: Run) -> None:

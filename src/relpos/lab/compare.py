@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +47,56 @@ def compare(
         run = Run.create(path, settings, steps, task.describe(), command=command, title=task.title, source=task.source)
         _note_environment(run, reporter)
         rates = choose_rates(task, run, reporter)
-        jobs = [(encoding, seed) for seed in settings.seeds for encoding in settings.encodings]
-        durations: list[float] = []
-        for number, (encoding, seed) in enumerate(jobs, start=1):
-            label = f"[{number}/{len(jobs)}] {encoding} seed {seed}"
-            if finished(run.model(encoding, seed)):
-                reporter.say(f"{label}: done before")
-                continue
-            begin = time.monotonic()
-            record = _one(task, run, encoding, seed, rates[encoding], reporter, label, save_every)
-            durations.append(time.monotonic() - begin)
-            left = sum(durations) / len(durations) * (len(jobs) - number)
-            reporter.say(f"{label}: {_summary(record)} ({seconds_text(durations[-1])}; {seconds_text(left)} left)")
+        _all_models(task, run, rates, reporter, save_every)
         _baselines(task, run, reporter)
         check_same_tokens(run)
-        reporter.say(f"all {len(jobs)} models ready after {seconds_text(time.monotonic() - began)}")
+        reporter.say(f"all models ready after {seconds_text(time.monotonic() - began)}")
         return run
     finally:
         lock.close()
 
 
+def _all_models(task: Any, run: Run, rates: dict[str, float], reporter: Reporter, save_every: float) -> None:
+    """Train and measure whatever is not finished, with the time left for all of it."""
+    jobs = [(encoding, seed) for seed in run.settings.seeds for encoding in run.settings.encodings]
+    open_jobs = [job for job in jobs if not finished(run.model(*job))]
+    if len(open_jobs) < len(jobs):
+        reporter.say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} models were finished before")
+    began = time.monotonic()
+    with reporter.step("all models", lines=False) as overall:
+        for number, (encoding, seed) in enumerate(open_jobs):
+            label = f"[{len(jobs) - len(open_jobs) + number + 1}/{len(jobs)}] {encoding} seed {seed}"
+            begin = time.monotonic()
+
+            def count(done: float, total: float, text: str = "", number: int = number) -> None:
+                overall(number + 0.9 * done / total, len(open_jobs))
+
+            record = _one(task, run, encoding, seed, rates[encoding], reporter, label, save_every, count)
+            overall(number + 1, len(open_jobs))
+            now = time.monotonic()
+            left = (now - began) / (number + 1) * (len(open_jobs) - number - 1)
+            reporter.say(f"{label}: {_summary(record)} ({seconds_text(now - begin)}; {seconds_text(left)} left)")
+
+
 def _one(
-    task: Any, run: Run, encoding: str, seed: int, rate: float, reporter: Reporter, label: str, save_every: float
+    task: Any,
+    run: Run,
+    encoding: str,
+    seed: int,
+    rate: float,
+    reporter: Reporter,
+    label: str,
+    save_every: float,
+    count: Callable[[float, float, str], None],
 ) -> dict[str, Any]:
     folder = run.model(encoding, seed)
     with reporter.step(f"{label} training") as progress:
-        trained = train_model(task, run.settings, encoding, seed, rate, run.steps, folder, progress, save_every)
+
+        def both(done: float, total: float, text: str = "") -> None:
+            progress(done, total, text)
+            count(done, total, text)
+
+        trained = train_model(task, run.settings, encoding, seed, rate, run.steps, folder, both, save_every)
     with reporter.step(f"{label} evaluation") as progress:
         return assess(task, run.settings, trained, encoding, seed, rate, folder, progress)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 
 def seconds_text(seconds: float) -> str:
@@ -26,8 +26,9 @@ class Step:
     The call signature is that of the `progress` argument of every task method, so a step can be handed to a task.
     """
 
-    def __init__(self, reporter: Reporter, title: str, bar: TaskID | None) -> None:
+    def __init__(self, reporter: Reporter, title: str, bar: TaskID | None, lines: bool = True) -> None:
         self._reporter = reporter
+        self._lines = lines
         self._title = title
         self._bar = bar
         self._begin = self._last = time.monotonic()
@@ -38,14 +39,15 @@ class Step:
         if self._first is None:
             # Time left counts from where this process began, not from what an earlier one had already done.
             self._first, self._begin = done, now
-        if self._bar is not None and self._reporter.bars is not None:
-            self._reporter.bars.update(self._bar, completed=done, total=total, note=text)
-            return
-        if now - self._last < self._reporter.every:
-            return
-        self._last = now
         gained = done - self._first
         left = f", {seconds_text((now - self._begin) / gained * (total - done))} left" if gained > 0 else ""
+        if self._bar is not None and self._reporter.bars is not None:
+            note = f"{left.removeprefix(', ')}  {text}"
+            self._reporter.bars.update(self._bar, completed=done, total=total, note=note)
+            return
+        if not self._lines or now - self._last < self._reporter.every:
+            return
+        self._last = now
         share = f"{100 * done / total:.0f}%" if total else "..."
         self._reporter.say(f"  {self._title}: {share}{left}{'  ' + text if text else ''}")
 
@@ -65,10 +67,10 @@ class Reporter:
             self.console.print(text, markup=False)
 
     @contextmanager
-    def step(self, title: str) -> Iterator[Step]:
-        """A long step; nested steps stack their bars."""
+    def step(self, title: str, lines: bool = True) -> Iterator[Step]:
+        """A long step; nested steps stack their bars. lines=False: a bar on a terminal, but no lines elsewhere."""
         if self.quiet or not self.console.is_terminal:
-            yield Step(self, title, None)
+            yield Step(self, title, None, lines and not self.quiet)
             return
         outermost = self.bars is None
         if self.bars is None:
@@ -76,8 +78,7 @@ class Reporter:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=28),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("left  {task.fields[note]}"),
+                TextColumn("{task.fields[note]}"),
                 console=self.console,
                 transient=True,
             )

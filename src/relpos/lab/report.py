@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from relpos.lab import plots
 from relpos.lab.checkpoint import write_atomic
-from relpos.lab.results import Loss, Results, Row, collect, lag_arrays, spread_name
+from relpos.lab.errors import RunDirectoryError
+from relpos.lab.results import REMEASURE, Loss, Results, Row, collect, lag_arrays, spread_name
 from relpos.lab.run import Run
 
 KINDS = {
@@ -268,7 +269,10 @@ def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 def _artifact(folder: Path, entry: dict[str, str], encoding: str) -> dict[str, Any]:
     path = folder / entry["path"]
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error.strerror}); {REMEASURE}") from error
     kind = KINDS.get(path.suffix.lower(), "application/octet-stream")
     text = data.decode(errors="replace") if entry["kind"] == "text" else ""
     return {

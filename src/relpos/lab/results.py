@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from relpos.lab.checkpoint import read_json
 from relpos.lab.errors import RunDirectoryError
 from relpos.lab.run import Run
 from relpos.lab.train import read_log
+
+REMEASURE = "delete the evaluation.json beside it and run the command that made the run again, to measure it anew"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def spread_name(seeds: int) -> str:
 
 
 def collect(run: Run) -> Results:
-    """Read a run; RunDirectoryError names the models that are not finished."""
+    """Read a run; RunDirectoryError names the models that are not finished, or the record that is broken."""
     settings = run.settings
     pairs = [(encoding, seed) for encoding in settings.encodings for seed in settings.seeds]
     missing = [f"{e} seed {s}" for e, s in pairs if not finished(run.model(e, s))]
@@ -101,6 +104,17 @@ def collect(run: Run) -> Results:
             f"{run.path} is not finished: {', '.join(missing)} missing; run the command that began it again: "
             f"{run.config.get('command') or 'relpos compare'}"
         )
+    try:
+        return _collect(run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunDirectoryError(
+            f"a record in {run.path} is broken or of another version ({type(error).__name__}: {error}); "
+            "delete the evaluation.json that was changed and run the command again, or use --fresh"
+        ) from error
+
+
+def _collect(run: Run) -> Results:
+    settings = run.settings
     baselines = read_json(run.path / "baselines.json")
     by_name: dict[str, dict[int, float]] = {}
     for length, losses in baselines["losses"].items():
@@ -159,8 +173,11 @@ def lag_arrays(results: Results, row: Row) -> list[tuple[str, bool, np.ndarray, 
     drawn = [entry for entry in row.records[0]["lags"] if "index" in entry]
     if not drawn:
         return []
-    with np.load(io.BytesIO((folder / "lags.npz").read_bytes())) as arrays:
-        return [
-            (entry["name"], entry["exact"], arrays[f"{entry['index']}.lags"], arrays[f"{entry['index']}.mean"])
-            for entry in drawn
-        ]
+    try:
+        with np.load(io.BytesIO((folder / "lags.npz").read_bytes())) as arrays:
+            return [
+                (entry["name"], entry["exact"], arrays[f"{entry['index']}.lags"], arrays[f"{entry['index']}.mean"])
+                for entry in drawn
+            ]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunDirectoryError(f"{folder / 'lags.npz'} is missing or broken ({error}); {REMEASURE}") from error

@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from torch import nn
 
 from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from relpos.lab.measure import parameter_groups
-from relpos.lab.progress import Step
 from relpos.lab.settings import Settings
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -92,11 +91,14 @@ class Log:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a last line torn by a kill is dropped."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict) or not {"step", "loss"} <= line.keys():
+            break
+        lines.append(line)
     return lines
 
 
@@ -108,7 +110,7 @@ def train_model(
     rate: float,
     steps: int,
     folder: Path,
-    progress: Step,
+    progress: Callable[[float, float, str], None],
     save_every: float = SAVE_EVERY,
 ) -> Trained:
     """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.
