@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -95,8 +96,7 @@ def _advance(
     for i in range(steps):
         token = [x[:, :, i : i + 1] for x in tokens]
         for row in rows:
-            stream = row["stream"]
-            row["seconds"].append(seconds(lambda stream=stream, token=token: stream.step(*token), device))
+            row["seconds"].append(seconds(functools.partial(row["stream"].step, *token), device))
         progress(steps + i, 2 * steps, f"step {i + 1}")
     for row in rows:
         del row["stream"]

@@ -53,10 +53,10 @@ def _peak(work: Any, device: str) -> tuple[float, str]:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         work()
         torch.cuda.synchronize()
-        return float(torch.cuda.max_memory_allocated() - before), "max_memory_allocated"
+        return float(torch.cuda.max_memory_allocated() - held), "max_memory_allocated"
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         resident, mark = _status("VmRSS"), _status("VmHWM")

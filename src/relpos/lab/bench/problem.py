@@ -78,9 +78,7 @@ class Inputs:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p = self.problem
         seeded = torch.Generator().manual_seed(0)
-        q, k, v, grad = (
-            torch.randn(1, p.heads, p.n, p.dim, generator=seeded).to(p.device, p.kind) for _ in range(4)
-        )
+        q, k, v, grad = (torch.randn(1, p.heads, p.n, p.dim, generator=seeded).to(p.device, p.kind) for _ in range(4))
         if p.backward:
             for x in (q, k, v):
                 x.requires_grad_()

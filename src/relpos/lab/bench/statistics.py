@@ -50,7 +50,9 @@ def summary(samples: Sequence[Sample]) -> Summary:
     if not samples:
         raise ValueError("no samples to summarise")
     return Summary(
-        *quartiles([sample.seconds for sample in samples]), *quartiles([sample.ratio for sample in samples]), len(samples)
+        *quartiles([sample.seconds for sample in samples]),
+        *quartiles([sample.ratio for sample in samples]),
+        len(samples),
     )
 
 

@@ -19,7 +19,7 @@ BETWEEN = 3  # contestants between two measurements of the floor
 SLOW_ROUNDS = 3
 SHARE = 0.8  # of the free memory that one contestant may need
 
-Tick = Callable[[str], None]
+Tick = Callable[[float, str], None]  # share of the problem that is done, who had the last turn
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Patience:
 class _Entrant:
     contestant: Contestant
     work: Callable[[], Any]
+    once: float = 0.0  # seconds of a warm call
     calls: int = 1
     samples: list[Sample] = field(default_factory=list)
 
@@ -61,31 +62,36 @@ def seconds(work: Callable[[], Any], device: str, calls: int = 1) -> float:
 
 
 def race(
-    problem: Problem, floor: Contestant, others: list[Contestant], patience: Patience, tick: Tick = lambda _: None
+    problem: Problem,
+    floor: Contestant,
+    others: list[Contestant],
+    patience: Patience,
+    tick: Tick = lambda share, name: None,
 ) -> list[dict[str, Any]]:
     """Times the contestants on one problem; a row for each, with its numbers or with why it was skipped.
 
     Every round visits all of them, starting one further than the last; the floor runs before, after and after each
-    group of three. tick(name) is called whenever a contestant has had its turn.
+    group of three.
     """
     inputs = problem.inputs()
     base = _enter(floor, problem, inputs, patience)
     entrants, rows = [], []
-    one_round = 2 * base.calls * _warm(base, problem)
-    for contestant in others:
+    one_round = (2 + len(others) / BETWEEN) * base.calls * base.once
+    for index, contestant in enumerate(others):
+        tick(index / len(others) / (patience.rounds + 1), f"{contestant.name} warms up")
         try:
             entrant = _enter(contestant, problem, inputs, patience)
         except Refused as refusal:
             rows.append(_row(contestant, problem, skipped=str(refusal)))
             continue
         entrants.append(entrant)
-        one_round += entrant.calls * _warm(entrant, problem)
-    rounds = patience.rounds_for(one_round)
+        one_round += entrant.calls * entrant.once
     floors: list[float] = []
-    for turn in range(rounds):
-        gc.collect()
-        due = [e for e in entrants if not e.contestant.slow or turn in thinned(rounds, SLOW_ROUNDS)]
-        _round(_rotated(due, turn), base, problem.device, floors, tick)
+    turns = list(_turns(entrants, patience.rounds_for(one_round)))
+    gc.collect()
+    for number, due in enumerate(turns):
+        for done, name in enumerate(_round(due, base, problem.device, floors)):
+            tick((number + 1 + (done + 1) / len(due)) / (len(turns) + 1), name)
     rows += [_row(e.contestant, problem, samples=e.samples) for e in entrants]
     return [_floor_row(floor, problem, floors), *rows]
 
@@ -96,26 +102,32 @@ def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: P
         raise Refused(f"needs about {need / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
     entrant = _Entrant(contestant, call(contestant.prepare(problem), inputs))
     try:
-        first = _warm(entrant, problem)
-        once = _warm(entrant, problem) if first < 1 else first
+        first = seconds(entrant.work, problem.device)
+        entrant.once = seconds(entrant.work, problem.device) if first < 1 else first
     except Exception as error:
         raise Refused(reason(error)) from error
-    entrant.calls = 1 if contestant.slow else max(1, math.ceil(patience.sample / max(once, 1e-9)))
+    entrant.calls = 1 if contestant.slow else max(1, math.ceil(patience.sample / max(entrant.once, 1e-9)))
     return entrant
 
 
-def _warm(entrant: _Entrant, problem: Problem) -> float:
-    return seconds(entrant.work, problem.device)
+def _turns(entrants: list[_Entrant], rounds: int) -> Iterator[list[_Entrant]]:
+    """Who runs in each round, in which order."""
+    slow = thinned(rounds, SLOW_ROUNDS)
+    for turn in range(rounds):
+        due = [e for e in entrants if not e.contestant.slow or turn in slow]
+        start = turn % max(1, len(due))
+        yield due[start:] + due[:start]
 
 
-def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float], tick: Tick) -> None:
+def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]) -> Iterator[str]:
+    """Runs one round; names each contestant that had its turn."""
     before = seconds(base.work, device, base.calls)
     floors.append(before)
     for group in _groups(due):
         taken = []
         for entrant in group:
             taken.append(seconds(entrant.work, device, entrant.calls))
-            tick(entrant.contestant.name)
+            yield entrant.contestant.name
         after = seconds(base.work, device, base.calls)
         floors.append(after)
         for entrant, spent in zip(group, taken, strict=True):
@@ -126,11 +138,6 @@ def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]
 def _groups(due: list[_Entrant]) -> Iterator[list[_Entrant]]:
     for start in range(0, len(due), BETWEEN):
         yield due[start : start + BETWEEN]
-
-
-def _rotated(due: list[_Entrant], turn: int) -> list[_Entrant]:
-    turn %= max(1, len(due))
-    return due[turn:] + due[:turn]
 
 
 def _row(
