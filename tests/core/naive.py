@@ -94,7 +94,7 @@ class ToyContent(ContentBias):
         products = q @ states["keys"].to(q.dtype).transpose(-1, -2)
         return torch.einsum("bhil,bijl->bhij", products, self._onehot(states, q.dtype).expand(q.shape[0], -1, -1, -1))
 
-    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor:
+    def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor:
         hot = self._onehot(states, p.dtype).expand(p.shape[0], -1, -1, -1)
         return torch.einsum("bhij,bijl->bhil", p, hot) @ states["added"].to(p.dtype)
 
@@ -253,7 +253,7 @@ def gradients(out: Tensor, leaves: list[Tensor], seed: int = 1) -> list[Tensor]:
     """Gradients of a fixed random sum of the output; zeros where a leaf is not reached."""
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(out.shape, generator=g, dtype=torch.float64).to(out.dtype)
-    found = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
+    found = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(x) if f is None else f for f, x in zip(found, leaves, strict=True)]
 
 
@@ -262,5 +262,3 @@ def agree(got: Tensor, want: Tensor, leaves: list[Tensor], tolerance: float = 1e
     torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
     for a, b in zip(gradients(got, leaves), gradients(want, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=100 * tolerance)
-
-

@@ -200,7 +200,7 @@ def test_backward_of_a_tile_equals_autograd(options: dict[str, Any], where: Any)
     leaves = {name: slices[name].requires_grad_() for name in ("keys", "values")}
     leaves |= {"q": q[:, :, where[0] : where[1]].clone().requires_grad_()}
     leaves |= {"p": torch.rand(2, 3, tile.t_q, tile.t_k, dtype=torch.float64, requires_grad=True)}
-    term, out = encoding.tile(leaves["q"], k, slices, tile), encoding.values(leaves["p"], slices, tile)
+    term, out = encoding.tile(leaves["q"], k, slices, tile), encoding.value_term(leaves["p"], slices, tile)
     grads = [torch.randn_like(term), torch.randn_like(out)]
     got = encoding.tile_backward(grads[0], leaves["q"], k, slices, tile)
     got |= encoding.values_backward(grads[1], leaves["p"], slices, tile)

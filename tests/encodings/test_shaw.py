@@ -34,23 +34,21 @@ class TestShaw(EncodingCase):
         return (table if table.dim() == 2 else table[head])[row(lag, MAX_LAG)]
 
     def truth(self, encoding: Any, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, content: Tensor) -> Tensor:
-        keys = dict(encoding.named_parameters())["keys"]
         out = torch.zeros(len(q), self.heads, len(q_pos), len(k_pos), dtype=torch.float64)
         for h in range(self.heads):
             for i, a in enumerate(q_pos.tolist()):
                 for j, b in enumerate(k_pos.tolist()):
-                    out[:, h, i, j] = (q[:, h, i] * self.vector(keys, h, b - a)).sum(-1) / self.dim**0.5
+                    out[:, h, i, j] = (q[:, h, i] * self.vector(encoding.keys, h, b - a)).sum(-1) / self.dim**0.5
         return out
 
     def value_truth(self, encoding: Any, p: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor | float:
-        values = dict(encoding.named_parameters()).get("values")
-        if values is None:
+        if encoding.values is None:
             return 0.0
         out = torch.zeros(*p.shape[:3], self.dim, dtype=torch.float64)
         for h in range(self.heads):
             for i, a in enumerate(q_pos.tolist()):
                 for j, b in enumerate(k_pos.tolist()):
-                    out[:, h, i] += p[:, h, i, j, None] * self.vector(values, h, b - a)
+                    out[:, h, i] += p[:, h, i, j, None] * self.vector(encoding.values, h, b - a)
         return out
 
 
@@ -144,7 +142,7 @@ def test_backward_of_a_tile_equals_autograd(heads: int | None, beyond: Any, wher
     got = encoding.tile_backward(term.cos(), q_t, k_t, slices, tile)
     compare(got, term.sin().sum(), {"q": q_t, "keys": keys})
     p = torch.rand_like(term).requires_grad_()
-    out = encoding.values(p, slices, tile)
+    out = encoding.value_term(p, slices, tile)
     compare(encoding.values_backward(out.cos(), p, slices, tile), out.sin().sum(), {"p": p, "values": values})
 
 
@@ -190,18 +188,17 @@ def test_max_lag_of_zero_is_one_vector() -> None:
     encoding = rp.encodings.Shaw(4, 0).double()
     q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64) for _ in range(3))
     got = rp.attention(q, k, v, encoding)
-    torch.testing.assert_close(got, rp.attention(q, k, v) + encoding.state_dict()["values"][0], rtol=0, atol=1e-14)
+    torch.testing.assert_close(got, rp.attention(q, k, v) + encoding.values[0], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("kernel", ["dense", "tiled"])
 def test_constant_value_vector_moves_the_output_by_itself(kernel: str) -> None:
     encoding = rp.encodings.Shaw(4, 3).double()
     q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
-    state = encoding.state_dict()
-    state["values"].zero_()
+    encoding.values.data.zero_()
     before = rp.attention(q, k, v, encoding, causal=True, kernel=kernel)
     moved = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
-    state["values"] += moved
+    encoding.values.data += moved
     after = rp.attention(q, k, v, encoding, causal=True, kernel=kernel)
     torch.testing.assert_close(after - before, moved.expand_as(after), rtol=0, atol=1e-14)
 

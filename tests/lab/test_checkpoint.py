@@ -76,6 +76,21 @@ def test_full_disk_in_a_comparison_is_an_error_that_a_rerun_overcomes(
     assert (new_run / "nope-seed0" / "evaluation.json").exists()
 
 
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "x", b"old")
+    seen = []
+    replace = checkpoint.os.replace
+
+    def watch(source: Path, target: Path) -> None:
+        seen.append((Path(source).read_bytes(), Path(target).read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", watch)
+    write_atomic(tmp_path / "x", b"new")
+    assert seen == [(b"new", b"old")]
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("x", b"new")]
+
+
 def test_other_write_errors_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(file: Any, data: bytes) -> None:
         raise OSError(errno.EIO, "Input/output error")

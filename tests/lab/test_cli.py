@@ -68,7 +68,20 @@ def test_an_unknown_task_preset_or_number_is_explained(tmp_path: Path) -> None:
 
 
 def test_compare_show_and_report_work_from_end_to_end(tmp_path: Path) -> None:
-    words = ["compare", "toy", "--encodings", "toy_slope,toy_turn", "--seeds", "0", "--steps", "3", "--batch", "2"]
+    words = [
+        "compare",
+        "toy",
+        "--encodings",
+        "toy_slope,toy_turn",
+        "--seeds",
+        "0",
+        "--steps",
+        "3",
+        "--batch",
+        "2",
+        "--workers",
+        "1",
+    ]
     text = relpos(
         *words, "--out", str(tmp_path), "--name", "x", "--model", "dim=8", "--markdown", str(tmp_path / "x.md")
     )

@@ -20,6 +20,7 @@ from relpos.lab.measure import parameter_groups, parameters, peak_bytes
 from relpos.lab.report import headline, markdown_table, plain_text, write_markdown, write_report
 from relpos.lab.results import collect, spread
 from relpos.lab.run import Run
+from relpos.lab.train import evaluating
 from tests.lab.conftest import ENCODINGS, quiet, settings
 from tests.lab.toy import Toy
 
@@ -131,6 +132,15 @@ def test_weight_decay_spares_vectors_and_the_encoding() -> None:
     assert {names[id(p)] for p in free["params"]} == {"project.bias", "out.bias", "encoding.table"}  # type: ignore[attr-defined]
     assert free["weight_decay"] == 0.0
     assert parameters(model)[1] == 16 * 16
+
+
+def test_evaluating_leaves_mode_and_random_state_as_they_were() -> None:
+    model = nn.Dropout(0.5).train()
+    before = torch.get_rng_state()
+    with evaluating(model):
+        assert not model.training
+        torch.rand(3)
+    assert model.training and torch.equal(torch.get_rng_state(), before)
 
 
 def test_peak_memory_counts_live_tensors_only() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from relpos.lab import assess
 from relpos.lab.compare import compare
+from relpos.lab.jobs import Crew
 from relpos.lab.progress import Reporter
 from relpos.lab.train import CHECKPOINT, learning_rate, read_log, train_model
 from tests.lab.conftest import quiet, settings
@@ -91,7 +92,7 @@ def test_a_rerun_of_a_finished_comparison_trains_nothing(new_run: Path, monkeypa
     few = settings(encodings=("nope",), seeds=(0,))
     compare(Toy(), few, new_run, quiet())
     stamp = (new_run / "nope-seed0" / CHECKPOINT).stat().st_mtime_ns
-    monkeypatch.setattr("relpos.lab.compare.train_model", None)
+    monkeypatch.setattr("relpos.lab.jobs.train_model", None)
     compare(Toy(), few, new_run, quiet())
     assert (new_run / "nope-seed0" / CHECKPOINT).stat().st_mtime_ns == stamp
 
@@ -109,11 +110,40 @@ def test_stopped_between_training_and_evaluation_goes_on_with_the_evaluation(
     assert assess.finished(new_run / "toy_turn-seed0")
 
 
+@pytest.mark.slow(12)
+def test_models_trained_side_by_side_equal_models_trained_one_by_one(new_run: Path, tmp_path: Path) -> None:
+    few = settings(encodings=("toy_slope", "nope"), seeds=(3,))
+    compare(Toy(), few, tmp_path / "one", quiet())
+    compare(Toy(), few, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
+    for name in ("toy_slope-seed3", "nope-seed3"):
+        assert_same(tmp_path / "one" / name, new_run / name)
+
+
+@pytest.mark.slow(10)
+def test_an_error_in_a_worker_is_raised_here_with_its_place(new_run: Path) -> None:
+    few = settings(encodings=("toy_slope", "nope"), seeds=(3,), model={"no_such_option": 1})
+    with pytest.raises(RuntimeError, match="(?s)seed 3 failed:.*no_such_option"):
+        compare(Toy(), few, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
+
+
 @pytest.mark.slow(25)
 def test_kill_9_leaves_nothing_corrupt_and_a_rerun_ends_as_a_run_that_was_not_killed(tmp_path: Path) -> None:
     def relpos(name: str, **environment: str) -> int:
         words = ["-m", "relpos.cli", "--import", "tests.lab.toy", "compare", "toy", "--encodings", "toy_slope"]
-        words += ["--seeds", "3", "--steps", "15", "--save-every", "0", "--out", str(tmp_path), "--name", name]
+        words += [
+            "--seeds",
+            "3",
+            "--steps",
+            "15",
+            "--save-every",
+            "0",
+            "--workers",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--name",
+            name,
+        ]
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         done = subprocess.run(
             [sys.executable, *words],

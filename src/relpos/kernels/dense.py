@@ -31,5 +31,5 @@ def dense(call: Call) -> Tensor:
     if call.dropout is not None:
         p = p * call.dropout.keep(0, batch, heads, 0, n_q, 0, n_k, p.device).to(dtype)
     out = p @ v
-    extra = None if call.term is None else call.term.values(p, states, everything)
+    extra = None if call.term is None else call.term.value_term(p, states, everything)
     return (out if extra is None else out + extra).to(call.q.dtype)

@@ -13,7 +13,7 @@ from torch import nn
 from relpos.lab.checkpoint import read_json, write_atomic, write_json
 from relpos.lab.lags import lag_picture
 from relpos.lab.measure import encodings_of, parameters, peak_bytes
-from relpos.lab.progress import Step
+from relpos.lab.progress import Notice
 from relpos.lab.settings import Settings
 from relpos.lab.train import Trained, evaluating, read_log
 
@@ -32,7 +32,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def assess(
-    task: Any, settings: Settings, trained: Trained, encoding: str, seed: int, rate: float, folder: Path, progress: Step
+    task: Any,
+    settings: Settings,
+    trained: Trained,
+    encoding: str,
+    seed: int,
+    rate: float,
+    folder: Path,
+    progress: Notice,
 ) -> dict[str, Any]:
     """Evaluate at every length, sample, draw, weigh; write it all and return the record."""
     model = trained.model
@@ -68,7 +75,7 @@ def _speed(log: list[dict[str, Any]]) -> float | None:
     return statistics.median(timed) if timed else None
 
 
-def _lengths(task: Any, model: nn.Module, progress: Step) -> dict[str, Any]:
+def _lengths(task: Any, model: nn.Module, progress: Notice) -> dict[str, Any]:
     """Test losses by length. An encoding that refuses a length it was not built for is quoted, not fatal."""
     results: dict[str, Any] = {}
     for multiple in task.multiples:

@@ -30,6 +30,8 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
+IMPORTED: list[str] = []  # modules of --import, which worker processes import too
+
 Encoding = Annotated[str, typer.Argument(metavar="ENCODING", help="Name of an encoding; `relpos list` shows them.")]
 Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, such as chorales.")]
 Out = Annotated[Path, typer.Option(help="Folder that holds the run directories.")]
@@ -49,6 +51,7 @@ Model = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Models trained side by side; one a core by default.")]
 Markdown = Annotated[Path | None, typer.Option(help="Also write the report as markdown to this file.")]
 
 
@@ -87,6 +90,7 @@ def prepare(
         sys.path.insert(0, "")
         try:
             importlib.import_module(module)
+            IMPORTED.append(module)
         except ModuleNotFoundError as error:
             typer.secho(f"relpos: --import {module}: {error}", fg="red", err=True)
             raise typer.Exit(2) from None
@@ -182,6 +186,7 @@ def train(
     out: Out = Path("runs"),
     fresh: Fresh = False,
     save_every: SaveEvery = 20.0,
+    workers: Workers = None,
 ) -> None:
     """Train one model with one encoding, evaluate it, write its report. Rerun the same command to resume.
 
@@ -189,7 +194,7 @@ def train(
     """
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
     compare_and_report(
-        task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes, save_every
+        task, [encoding], (seed,), preset, name or f"{task}-{encoding}", out, fresh, None, changes, save_every, workers
     )
 
 
@@ -209,6 +214,7 @@ def compare(
     fresh: Fresh = False,
     markdown: Markdown = None,
     save_every: SaveEvery = 20.0,
+    workers: Workers = None,
 ) -> None:
     """Train one model per encoding and seed, evaluate all at 1, 2 and 4 times the length, write runs/NAME/report.html.
 
@@ -220,7 +226,7 @@ def compare(
     changes = {"steps": steps, "budget": budget, "batch": batch, "rates": rates, "model": model}
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
     compare_and_report(
-        task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes, save_every
+        task, chosen, whole, preset, name or f"{task}-{preset}", out, fresh, markdown, changes, save_every, workers
     )
 
 
@@ -282,6 +288,7 @@ def compare_and_report(
     markdown: Path | None,
     changes: dict[str, Any],
     save_every: float,
+    workers: int | None,
 ) -> None:
     """What `train` and `compare` share: settle the settings, check every name before any work, run, report."""
     from relpos.lab.settings import DEMO_ENCODINGS, preset
@@ -295,10 +302,11 @@ def compare_and_report(
     reporter = Reporter()
     reporter.say("loading the training libraries")
     from relpos.lab.compare import compare as run_comparison
+    from relpos.lab.environment import side_by_side
+    from relpos.lab.jobs import Crew
 
-    run = run_comparison(
-        task, settings, out / name, reporter, fresh=fresh, command=typed_command(), save_every=save_every
-    )
+    crew = Crew(workers or side_by_side(settings.threads), tuple(IMPORTED), save_every)
+    run = run_comparison(task, settings, out / name, reporter, fresh=fresh, command=typed_command(), crew=crew)
     publish(run, markdown, reporter)
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from relpos.lab.assess import assess, finished, read_record
+from relpos.lab.assess import finished, read_record
 from relpos.lab.checkpoint import read_json, write_json
 from relpos.lab.environment import environment
+from relpos.lab.jobs import Crew, Job, perform_all, threads
 from relpos.lab.measure import parameter_groups
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.run import Run, claim
 from relpos.lab.settings import Settings
-from relpos.lab.train import SAVE_EVERY, read_log, train_model
+from relpos.lab.train import read_log
 
 # Share of a time budget that training may take; the rest is for evaluation, samples and the report.
 TRAINING_SHARE = 0.7
+ALONE = Crew()
 
 
 def compare(
@@ -31,7 +32,7 @@ def compare(
     *,
     fresh: bool = False,
     command: str = "",
-    save_every: float = SAVE_EVERY,
+    crew: Crew = ALONE,
 ) -> Run:
     """Train and measure every encoding with every seed; resumes what is there, skips what is finished.
 
@@ -43,11 +44,10 @@ def compare(
         with reporter.step(f"preparing {task.name}") as progress:
             task.prepare(progress=progress)
         known = Run.stored_steps(path)
-        steps = known if known is not None else fitting_steps(task, settings, reporter)
+        steps = known if known is not None else fitting_steps(task, settings, reporter, crew.workers)
         run = Run.create(path, settings, steps, task.describe(), command=command, title=task.title, source=task.source)
-        _note_environment(run, reporter)
-        rates = choose_rates(task, run, reporter)
-        _all_models(task, run, rates, reporter, save_every)
+        _note_environment(run, reporter, crew.workers)
+        _all_models(task, run, choose_rates(task, run, reporter, crew), reporter, crew)
         _baselines(task, run, reporter)
         check_same_tokens(run)
         reporter.say(f"all models ready after {seconds_text(time.monotonic() - began)}")
@@ -56,49 +56,17 @@ def compare(
         lock.close()
 
 
-def _all_models(task: Any, run: Run, rates: dict[str, float], reporter: Reporter, save_every: float) -> None:
-    """Train and measure whatever is not finished, with the time left for all of it."""
-    jobs = [(encoding, seed) for seed in run.settings.seeds for encoding in run.settings.encodings]
-    open_jobs = [job for job in jobs if not finished(run.model(*job))]
-    if len(open_jobs) < len(jobs):
-        reporter.say(f"{len(jobs) - len(open_jobs)} of {len(jobs)} models were finished before")
-    began = time.monotonic()
-    with reporter.step("all models", lines=False) as overall:
-        for number, (encoding, seed) in enumerate(open_jobs):
-            label = f"[{len(jobs) - len(open_jobs) + number + 1}/{len(jobs)}] {encoding} seed {seed}"
-            begin = time.monotonic()
-
-            def count(done: float, total: float, text: str = "", number: int = number) -> None:
-                overall(number + 0.9 * done / total, len(open_jobs))
-
-            record = _one(task, run, encoding, seed, rates[encoding], reporter, label, save_every, count)
-            overall(number + 1, len(open_jobs))
-            now = time.monotonic()
-            left = (now - began) / (number + 1) * (len(open_jobs) - number - 1)
-            reporter.say(f"{label}: {_summary(record)} ({seconds_text(now - begin)}; {seconds_text(left)} left)")
-
-
-def _one(
-    task: Any,
-    run: Run,
-    encoding: str,
-    seed: int,
-    rate: float,
-    reporter: Reporter,
-    label: str,
-    save_every: float,
-    count: Callable[[float, float, str], None],
-) -> dict[str, Any]:
-    folder = run.model(encoding, seed)
-    with reporter.step(f"{label} training") as progress:
-
-        def both(done: float, total: float, text: str = "") -> None:
-            progress(done, total, text)
-            count(done, total, text)
-
-        trained = train_model(task, run.settings, encoding, seed, rate, run.steps, folder, both, save_every)
-    with reporter.step(f"{label} evaluation") as progress:
-        return assess(task, run.settings, trained, encoding, seed, rate, folder, progress)
+def _all_models(task: Any, run: Run, rates: dict[str, float], reporter: Reporter, crew: Crew) -> None:
+    """Train and measure whatever is not finished."""
+    pairs = [(encoding, seed) for seed in run.settings.seeds for encoding in run.settings.encodings]
+    jobs = [
+        Job(f"{encoding} seed {seed}", encoding, seed, rates[encoding], run.steps, run.model(encoding, seed))
+        for encoding, seed in pairs
+        if not finished(run.model(encoding, seed))
+    ]
+    if len(jobs) < len(pairs):
+        reporter.say(f"{len(pairs) - len(jobs)} of {len(pairs)} models were finished before")
+    perform_all(task, run.settings, jobs, reporter, crew, lambda _, record: _summary(record or {}))
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -108,19 +76,19 @@ def _summary(record: dict[str, Any]) -> str:
     return "test loss " + ", ".join(parts)
 
 
-def fitting_steps(task: Any, settings: Settings, reporter: Reporter) -> int:
+def fitting_steps(task: Any, settings: Settings, reporter: Reporter, workers: int = 1) -> int:
     """The steps asked for, or as many as fit the time budget on this machine; one number for all encodings."""
     if settings.budget is None:
         return settings.steps
     models = len(settings.seeds) + (
         len(settings.rates) * settings.sweep_steps / settings.steps if _sweeps(settings) else 0
     )
-    with reporter.step("measuring the speed of a step") as progress:
+    with reporter.step("measuring the speed of a step") as progress, threads(settings.threads):
         a_step = 0.0
         for index, encoding in enumerate(settings.encodings):
             a_step += _step_seconds(task, settings, encoding)
             progress(index + 1, len(settings.encodings), encoding)
-    fits = int(settings.budget * 60 * TRAINING_SHARE / (a_step * models))
+    fits = int(settings.budget * 60 * TRAINING_SHARE * workers / (a_step * models))
     if fits >= settings.steps:
         return settings.steps
     steps = max(fits, 1)
@@ -146,7 +114,7 @@ def _sweeps(settings: Settings) -> bool:
     return len(settings.rates) > 1
 
 
-def choose_rates(task: Any, run: Run, reporter: Reporter) -> dict[str, float]:
+def choose_rates(task: Any, run: Run, reporter: Reporter, crew: Crew = ALONE) -> dict[str, float]:
     """The peak learning rate of each encoding: the one given, or the best of an identical short sweep for each."""
     settings, file = run.settings, run.path / "rates.json"
     if not _sweeps(settings):
@@ -156,19 +124,33 @@ def choose_rates(task: Any, run: Run, reporter: Reporter) -> dict[str, float]:
     if file.exists():
         stored: dict[str, float] = read_json(file)["chosen"]
         return stored
-    trials: dict[str, dict[str, float | None]] = {}
-    for encoding in settings.encodings:
-        trials[encoding] = {}
-        for rate in settings.rates:
-            folder = run.path / "sweep" / f"{encoding}-rate{rate:g}"
-            with reporter.step(f"learning rate {rate:g} for {encoding}") as progress:
-                train_model(task, settings, encoding, settings.seeds[0], rate, settings.sweep_steps, folder, progress)
-            losses = [line.get("validation") for line in read_log(folder / "metrics.jsonl")]
-            trials[encoding][f"{rate:g}"] = losses[-1] if losses else None
-        reporter.say(f"learning rates of {encoding}: {trials[encoding]}")
+    jobs = [
+        Job(
+            f"learning rate {rate:g} for {encoding}",
+            encoding,
+            settings.seeds[0],
+            rate,
+            settings.sweep_steps,
+            run.path / "sweep" / f"{encoding}-rate{rate:g}",
+            measured=False,
+        )
+        for encoding in settings.encodings
+        for rate in settings.rates
+    ]
+    perform_all(task, settings, jobs, reporter, crew, lambda job, _: f"validation loss {_trial(job.folder)}")
+    trials: dict[str, dict[str, float | None]] = {encoding: {} for encoding in settings.encodings}
+    for job in jobs:
+        trials[job.encoding][f"{job.rate:g}"] = _trial(job.folder)
     chosen = {encoding: _best(losses) for encoding, losses in trials.items()}
     write_json(file, {"chosen": chosen, "trials": trials})
     return chosen
+
+
+def _trial(folder: Path) -> float | None:
+    """The last validation loss of a trial, None where it diverged."""
+    log = read_log(folder / "metrics.jsonl")
+    loss: float | None = log[-1].get("validation") if log else None
+    return loss
 
 
 def _best(losses: dict[str, float | None]) -> float:
@@ -176,14 +158,14 @@ def _best(losses: dict[str, float | None]) -> float:
     return float(min(losses, key=lambda rate: math.inf if losses[rate] is None else losses[rate]))  # type: ignore[arg-type, return-value]
 
 
-def _note_environment(run: Run, reporter: Reporter) -> None:
+def _note_environment(run: Run, reporter: Reporter, workers: int) -> None:
     """Store where the run was begun; say so when it goes on with other code or on another machine."""
-    file, now = run.path / "environment.json", environment()
+    file, now = run.path / "environment.json", {**environment(), "workers": workers}
     if not file.exists():
         write_json(file, now)
         return
     stored = read_json(file)
-    changed = [name for name in ("git", "versions", "processor", "threads") if stored.get(name) != now[name]]
+    changed = [name for name in ("git", "versions", "processor") if stored.get(name) != now[name]]
     if changed:
         reporter.say(
             f"note: this run was begun with another {', '.join(changed)}; the models may differ in the last digits"

@@ -42,6 +42,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def side_by_side(threads: int) -> int:
+    """How many models to train at once: one for each `threads` cores, one on a GPU."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else max(1, cores() // threads)
+
+
 def environment() -> dict[str, object]:
     """The record stored as environment.json."""
     import torch
@@ -59,6 +66,5 @@ def environment() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "processor": processor(),
         "cores": cores(),
-        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

@@ -13,6 +13,7 @@ class Settings:
 
     rates: learning rates to choose from. With more than one, every encoding takes the same short sweep
     (`sweep_steps` steps each, first seed, judged on the validation split) before its real training.
+    threads: of each training, which sums depend on; several models are trained side by side instead.
     budget: minutes for everything, or None; when given it may lower `steps`, alike for all encodings.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     clip: float = 1.0
     budget: float | None = None
     validations: int = 4
+    threads: int = 1
     model: dict[str, object] = field(default_factory=dict)
     preset: str = "demo"
 
@@ -38,7 +40,7 @@ class Settings:
                 raise LabError(f"{name} is empty; give at least one")
             if len(set(values)) != len(values):
                 raise LabError(f"{name} lists something twice: {', '.join(map(str, values))}; give each once")
-        for name in ("steps", "batch", "clip", "validations"):
+        for name in ("steps", "batch", "clip", "validations", "threads"):
             if getattr(self, name) <= 0:
                 raise LabError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.budget is not None and self.budget <= 0:

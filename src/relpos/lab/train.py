@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 
 from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from relpos.lab.measure import parameter_groups
+from relpos.lab.progress import Notice
 from relpos.lab.settings import Settings
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -54,7 +55,8 @@ def stop_requests() -> Iterator[list[int]]:
         received.append(number)
 
     try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, note) for number in heard}
     except ValueError:  # not in the main thread, where signals do not arrive
         previous = {}
     try:
@@ -110,7 +112,7 @@ def train_model(
     rate: float,
     steps: int,
     folder: Path,
-    progress: Callable[[float, float, str], None],
+    progress: Notice,
     save_every: float = SAVE_EVERY,
 ) -> Trained:
     """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.

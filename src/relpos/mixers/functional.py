@@ -142,7 +142,7 @@ def _request(
         for tensor in (*encoding.parameters(), *encoding.buffers()):
             if tensor.device != q.device:
                 raise ValueError(
-                    f"{type(encoding).__name__} is on {tensor.device} and q on {q.device}; move one: encoding.to(q.device)"
+                    f"{type(encoding).__name__} is on {tensor.device} and q on {q.device}; use encoding.to(q.device)"
                 )
     mask = _mask(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     factor = score_factor(scale, encoding, dim)
@@ -190,7 +190,7 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
     if isinstance(encoding, str):
         from relpos.encodings.registry import fitted
 
-        encoding = fitted(encoding, {"heads": heads, "dim": dim})
+        encoding = fitted(encoding, {"heads": heads, "dim": dim, "causal": causal})
         if any(True for _ in encoding.parameters()):
             raise ValueError(
                 f"{type(encoding).__name__} has parameters: build it once with relpos.encoding(...), keep it in your "

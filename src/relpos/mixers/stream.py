@@ -1,4 +1,4 @@
-"""Decoding: one object a layer, which keeps keys and values and answers new queries as the parallel causal call would."""
+"""Decoding: one object a layer keeps keys and values, and answers new queries as the parallel causal call would."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class LagVectors(ContentBias):
         e = pairs.collect(grad.to(keys.dtype))
         return {"q": e @ keys[..., pairs.rows, :], "keys": rows_gradient(e, q.to(keys.dtype), keys, pairs.rows)}
 
-    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
+    def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
         if "values" not in states:
             return None
         pairs, table = pairs_of(self.extent, states, tile), states["values"]

@@ -53,9 +53,8 @@ class Shaw(LagVectors):
         self.scale = dim**-0.5 if scale is None else float(scale)
         self.extent = Extent(-max_lag, max_lag, beyond == "clip", beyond == "clip")
         self.keys = new_table(self.heads, self.extent.rows, dim)
-        # Not by attribute: on the class this name is the protocol's hook, which a kernel calls.
-        self._parameters["values"] = new_table(self.heads, self.extent.rows, dim) if values else None
-        self.has_values = values  # type: ignore[misc]
+        self.values = new_table(self.heads, self.extent.rows, dim) if values else None
+        self.has_values = values
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -65,7 +64,7 @@ class Shaw(LagVectors):
             torch.nn.init.uniform_(table, -bound, bound)
 
     def tables(self) -> tuple[Tensor, Tensor | None]:
-        return self.keys, self._parameters["values"]
+        return self.keys, self.values
 
     @classmethod
     def from_reference(cls, arrays: Mapping[str, Any], **options: Any) -> Shaw:
