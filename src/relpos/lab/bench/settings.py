@@ -117,6 +117,8 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} (yes)")
     add("--decode-steps", type=int, help="tokens that are decoded (1024)")
     add("--quick", action="store_true", help="tiny sizes, a few seconds: shows that everything runs, measures nothing")
+    add("--sample", type=float, help="seconds a sample lasts at least: short calls are repeated (0.2)")
+    add("--patience", type=float, help="seconds that more rounds may fill where calls are short (40)")
     add("--limit", type=float, help="seconds that one process of its own may take (600)")
     add("--out", type=Path, help="folder that holds the run directories (runs)")
     add("--name", help="name of the run directory (bench-<time>)")
