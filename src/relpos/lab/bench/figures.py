@@ -8,11 +8,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
 from relpos.lab.bench.contestants import CONTESTANTS, FLOOR
-from relpos.lab.bench.tables import problem_of
+from relpos.lab.bench.tables import modes, problem_of
 from relpos.lab.plots import GREY, STYLE, look, png
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def pictures(results: dict[str, Any]) -> dict[str, bytes]:
@@ -27,12 +29,12 @@ def pictures(results: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _time(results: dict[str, Any]) -> Figure:
-    modes = sorted({(r["backward"], r["causal"]) for r in results["timings"]}, reverse=True)
-    columns = 2 if len(modes) > 1 else 1
-    lines = -(-len(modes) // columns)
+    shown = modes(results)
+    columns = 2 if len(shown) > 1 else 1
+    lines = -(-len(shown) // columns)
     figure = Figure(figsize=(5.4 * columns + 2.6, 3.9 * lines), layout="constrained")
     panels = np.atleast_1d(figure.subplots(lines, columns, sharey=True)).ravel()
-    for axes, (backward, causal) in zip(panels, modes, strict=False):
+    for axes, (backward, causal) in zip(panels, shown, strict=False):
         rows = [r for r in results["timings"] if (r["backward"], r["causal"]) == (backward, causal)]
         for index, name in enumerate(CONTESTANTS):
             own = sorted((r for r in rows if r["contestant"] == name and r["skipped"] is None), key=lambda r: r["n"])
@@ -43,14 +45,14 @@ def _time(results: dict[str, Any]) -> Figure:
         axes.axhline(1, color=GREY, linewidth=1, linestyle=":")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator([0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12]))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.yaxis.set_minor_locator(NullLocator())
         _lengths(axes, [r["n"] for r in rows])
     for axes in panels[::columns]:
         axes.set_ylabel("time / unbiased fused SDPA")
-    for axes in panels[len(modes) :]:
+    for axes in panels[len(shown) :]:
         axes.remove()
-    _legend(figure, list(panels[: len(modes)]))
+    _legend(figure, list(panels[: len(shown)]))
     return figure
 
 
@@ -85,7 +87,8 @@ def _memory(results: dict[str, Any]) -> Figure:
             )
     scores = [problem_of({"n": n}, results["settings"]).scores / 2**20 for n in lengths]
     axes.plot(lengths, scores, color=GREY, linestyle=":", linewidth=1.2, label="one tensor of h n n floats")
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=4)
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.set_ylabel("peak memory over the inputs, MiB")
     _lengths(axes, lengths)
     _legend(figure, [axes])

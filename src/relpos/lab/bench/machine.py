@@ -17,6 +17,7 @@ def machine() -> dict[str, Any]:
     """The record of every run, and what matters for speed: instruction sets, memory, libraries, load."""
     return {
         **environment(),
+        "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "flags": _flags(),
         "memory": _memory(),

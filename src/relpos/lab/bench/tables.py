@@ -46,9 +46,14 @@ def goals_table(results: dict[str, Any]) -> Table:
     return Table("Figures to reach", ["figure", "goal", "measured", ""], rows)
 
 
+def modes(results: dict[str, Any]) -> list[tuple[bool, bool]]:
+    """(backward, causal) of all that was timed, in the order of the tables."""
+    found = {(r["backward"], r["causal"]) for r in results["timings"]}
+    return sorted(found, key=lambda mode: (not mode[0], mode[1]))
+
+
 def _timings(results: dict[str, Any]) -> list[Table]:
-    modes = sorted({(r["backward"], r["causal"]) for r in results["timings"]}, reverse=True)
-    return [_timing(results, backward, causal) for backward, causal in modes]
+    return [_timing(results, backward, causal) for backward, causal in modes(results)]
 
 
 def _timing(results: dict[str, Any], backward: bool, causal: bool) -> Table:
