@@ -39,7 +39,7 @@ class Position:
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, Tensor):
-            object.__setattr__(self, "values", torch.as_tensor(self.values))
+            object.__setattr__(self, "values", _tensor(self.values))
         object.__setattr__(self, "values", self._checked(self.values.detach()))
 
     @classmethod
@@ -75,6 +75,13 @@ class Position:
     def narrow(self, start: int, stop: int) -> Position:
         """Positions of tokens start..stop-1."""
         return type(self)(self.values.narrow(self.axis, start, stop - start))
+
+
+def _tensor(given: object) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"positions are a tensor or numbers, got {type(given).__name__} ({error})") from None
 
 
 def _require(condition: bool, message: str) -> None:
@@ -273,7 +280,9 @@ NAMED: dict[str, type[Position]] = {
 }
 
 
-def as_positions(given: object, n: int, start: int, name: str, device: torch.device) -> Positions:
+def as_positions(
+    given: object, n: int, start: int, name: str, device: torch.device, batch: int | None = None
+) -> Positions:
     """Turns what a caller may pass as q_pos or k_pos into positions.
 
     None means the consecutive integers start..start+n-1; an integer tensor is `Index`, a floating one `Times`, an
@@ -284,15 +293,16 @@ def as_positions(given: object, n: int, start: int, name: str, device: torch.dev
         return Index.arange(n, start, device=device)
     if isinstance(given, Mapping):
         return {
-            str(key): _sized(_guess(value, n, str(key)), n, f"{name}[{key!r}]", device) for key, value in given.items()
+            str(key): _sized(_guess(value, n, str(key)), n, f"{name}[{key!r}]", device, batch)
+            for key, value in given.items()
         }
-    return _sized(_guess(given, n, None), n, name, device)
+    return _sized(_guess(given, n, None), n, name, device, batch)
 
 
 def _guess(given: object, n: int, named: str | None) -> Position:
     if isinstance(given, Position):
         return given
-    values = torch.as_tensor(given)
+    values = _tensor(given)
     if named is not None:
         return NAMED.get(named, Labels)(values)
     if values.is_floating_point():
@@ -302,10 +312,15 @@ def _guess(given: object, n: int, named: str | None) -> Position:
     return Index(values)
 
 
-def _sized(position: Position, n: int, name: str, device: torch.device) -> Position:
+def _sized(position: Position, n: int, name: str, device: torch.device, batch: int | None) -> Position:
     if len(position) != n:
         raise ValueError(
             f"{name} holds {len(position)} positions, shape {tuple(position.values.shape)}, for {n} tokens; "
             "give one a token, as (n,) or (batch, n), or (n, axes) for a grid"
+        )
+    if batch is not None and position.batched and position.values.shape[0] != batch:
+        raise ValueError(
+            f"{name} holds positions for {position.values.shape[0]} sequences, shape {tuple(position.values.shape)}, "
+            f"for a batch of {batch}; give one row a sequence, or one for all"
         )
     return position if position.values.device == device else position.to(device)

@@ -18,6 +18,12 @@ def native(x: Tensor) -> bool:
     return _FORWARD is not None and _BACKWARD is not None and x.device.type == "cpu"
 
 
+def rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Copies those whose last axis is strided: the private operators read it as if it were not, and the public one
+    takes its n x n path."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
 def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output (batch, heads, n_q, dim_v) and log-sum-exp (batch, heads, n_q) of softmax(scale q k^T + bias) v.
 
@@ -25,6 +31,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) ->
     """
     if not native(q):
         return plain(q, k, v, bias, scale)
+    q, k, v = rows(q, k, v)
     out, lse = _FORWARD(q, k, v, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
     return out, lse
 
@@ -35,6 +42,7 @@ def flash_backward(
     """Gradients to q, k and v of `flash` for a bias that needs none."""
     if not native(q):
         return plain_backward(grad, q, k, v, out, lse, bias, scale)
+    grad, q, k, v, out = rows(grad, q, k, v, out)
     dq, dk, dv = _BACKWARD(grad, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
     return dq, dk, dv
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +47,47 @@ class Call:
 
 class Refusal(ValueError):
     """A kernel cannot serve a call; the message says why and what would."""
+
+
+def exactly(x: object) -> torch.autocast:
+    """Switches autocast off: it would run products of scores and positions in bfloat16."""
+    kind = x.device.type if isinstance(x, Tensor) and x.device.type != "meta" else "cpu"
+    return torch.autocast(kind, enabled=False)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "the gradient of this attention kernel is differentiated again, which it does not support; "
+            'kernel="dense" does'
+        )
+
+
+def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Marks the backward pass of a Function whose gradients must not be differentiated: doing so raises.
+
+    torch's own `once_differentiable` lets it pass, silently without that share of the gradient, where the incoming
+    gradient is a constant (a loss that is linear in the output).
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        sources = [t for t in (*ctx.saved_tensors, *grads) if t.requires_grad]
+        mark = torch.zeros(
+            (), requires_grad=True
+        )  # where the table alone is learned, nothing saved requires a gradient
+        return tuple(g if g is None else _Once.apply(g, mark, *sources) for g in found)  # type: ignore[no-untyped-call]
+
+    return checked
 
 
 def computing(dtype: torch.dtype) -> torch.dtype:

@@ -29,7 +29,7 @@ def dense(call: Call) -> Tensor:
     total = weight.sum(-1, keepdim=True)
     p = weight / total.masked_fill(total == 0, 1)
     if call.dropout is not None:
-        p = p * call.dropout.keep(0, batch, heads, 0, n_q, 0, n_k, p.device).to(dtype)
+        p = p * call.dropout.keep(0, batch, heads, 0, n_q, 0, n_k, p.device, dtype)
     out = p @ v
-    extra = None if call.term is None else call.term.values(p, states, everything)
+    extra = None if call.term is None else call.term.value_term(p, states, everything)
     return (out if extra is None else out + extra).to(call.q.dtype)

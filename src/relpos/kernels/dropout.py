@@ -24,11 +24,23 @@ class Dropout:
     rate: float
     seed: int
 
-    def keep(self, b0: int, b1: int, heads: int, i0: int, i1: int, j0: int, j1: int, device: torch.device) -> Tensor:
-        """Factors 0 or 1 / (1 - rate), float32 (b1 - b0, heads, i1 - i0, j1 - j0)."""
+    def keep(
+        self,
+        b0: int,
+        b1: int,
+        heads: int,
+        i0: int,
+        i1: int,
+        j0: int,
+        j1: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Factors 0 or 1 / (1 - rate), (b1 - b0, heads, i1 - i0, j1 - j0)."""
+        seed = torch.tensor(self.seed & _MASK, device=device)  # mixed first: seed + 1 is not one head further
         rows = torch.arange(b0 * heads, b1 * heads, device=device).view(b1 - b0, heads, 1, 1)
         queries = torch.arange(i0, i1, device=device).view(-1, 1)
         keys = torch.arange(j0, j1, device=device)
-        row = _mix(_mix(_mix(rows + (self.seed & _MASK)) + queries) ^ 0x9E3779B9)
+        row = _mix(_mix(_mix(rows + _mix(seed)) + queries) ^ 0x9E3779B9)
         bits = _mix(row ^ _mix(keys + 0x7F4A7C15))
-        return (bits >= int(self.rate * 2**32)).to(torch.float32) / (1.0 - self.rate)
+        return (bits >= int(self.rate * 2**32)).to(dtype) / (1.0 - self.rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relpos.kernels.aten import rows
 from relpos.kernels.call import Call, Refusal
 
 
@@ -26,6 +27,7 @@ def fused(call: Call) -> Tensor:
         raise Refusal(f'kernel "fused" cannot serve this call: {why}; use kernel="tiled"')
     q, k, v, width = one_width(call.q, call.k, call.v)
     attend = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = rows(q, k, v)
     return attend(q, k, v, is_causal=call.mask.is_causal, scale=call.scale)[..., :width]
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from relpos.kernels import aten
-from relpos.kernels.call import Call, Refusal, computing
+from relpos.kernels.call import Call, Refusal, computing, exactly, once
 from relpos.kernels.fused import one_width
 from relpos.kernels.mask import Mask, Rectangle
 
 QUERIES, KEYS = 256, 1024  # a tile of the backward pass: 1 MiB of float32, what a core's cache holds
-PAD = 16  # a row stride that is a power of two makes the transposed product a third slower: its columns share cache sets
+PAD = 16  # a row stride that is a power of two costs the transposed product a third: its columns share cache sets
 BLOCK = 256  # queries that share one key prefix where the order hides keys
 
 
@@ -102,16 +101,17 @@ class _Hankel(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, visible, _, _ = ctx.saved_tensors
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dgen = torch.zeros_like(visible) if ctx.needs_input_grad[3] else None
-        for r in ctx.rectangles:
-            if dgen is None:
-                _frozen_backward(ctx, r, grad, dq, dk, dv)
-            else:
-                _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
+        with exactly(grad):
+            for r in ctx.rectangles:
+                if dgen is None:
+                    _frozen_backward(ctx, r, grad, dq, dk, dv)
+                else:
+                    _learned_backward(ctx, r, grad, dq, dk, dv, dgen)
         return dq, dk, dv, dgen, None, None
 
 

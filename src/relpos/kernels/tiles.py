@@ -1,8 +1,8 @@
 """Exact attention with any additive term, forward and backward, in O(n) memory, on any device.
 
-The generic kernel: it slices the states of a term, calls `tile` (and `values`), keeps a running maximum and sum over
-tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no `tile_backward`
-of its own, `tile` is differentiated inside the tile.
+The generic kernel: it slices the states of a term, calls `tile` (and `value_term`), keeps a running maximum and sum
+over tiles of keys, and in the backward pass recomputes every tile from the log-sum-exp. Where a term has no
+`tile_backward` of its own, `tile` is differentiated inside the tile.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from relpos.encodings.base import State, Tile
-from relpos.kernels.call import Call, computing
+from relpos.kernels.call import Call, computing, exactly, once
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
 QUERIES, KEYS = 256, 1024
@@ -58,11 +57,17 @@ def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Ti
     return score if seen is None else score.masked_fill_(~seen, -torch.inf)
 
 
+def _exp(score: Tensor) -> Tensor:
+    """exp in place, 0 where the weight could not count: denormal weights would slow every product after them."""
+    floor = -80.0 if score.dtype == torch.float32 else -700.0
+    return torch.threshold_(score, floor, -torch.inf).exp_()
+
+
 def _keep(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
     if call.dropout is None:
         return None
     batch, heads = call.q.shape[:2]
-    return call.dropout.keep(0, batch, heads, tile.i0, tile.i1, tile.j0, tile.j1, call.q.device).to(dtype)
+    return call.dropout.keep(0, batch, heads, tile.i0, tile.i1, tile.j0, tile.j1, call.q.device, dtype)
 
 
 class _Generic(torch.autograd.Function):
@@ -80,13 +85,13 @@ class _Generic(torch.autograd.Function):
                 score = _score(call, scaled, k, slices, tile)
                 higher = torch.maximum(high, score.amax(-1, keepdim=True))
                 shift = higher.masked_fill(higher == -torch.inf, 0)
-                p = score.sub_(shift).exp_()
+                p = _exp(score.sub_(shift))
                 fade = torch.exp(high - shift)
                 total = total * fade + p.sum(-1, keepdim=True)
                 keep = _keep(call, tile, p.dtype)
                 p = p if keep is None else p * keep
                 acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
-                extra = None if call.term is None else call.term.values(p, slices, tile)
+                extra = None if call.term is None else call.term.value_term(p, slices, tile)
                 acc = acc if extra is None else acc + extra
                 high = higher
             seen = total > 0
@@ -97,7 +102,7 @@ class _Generic(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         call: Call = ctx.call
@@ -107,8 +112,8 @@ class _Generic(torch.autograd.Function):
         dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
         scaled = q * call.scale
         delta = (grad * out).sum(-1, keepdim=True)
-        for _, row in blocks(call):
-            for tile in row:
+        with exactly(grad):
+            for tile in (tile for _, row in blocks(call) for tile in row):
                 _backward_tile(call, tile, (scaled, k, v, lse, delta, grad), states, wanted, total, dstates)
         return None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
 
@@ -127,7 +132,7 @@ def _backward_tile(
     rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
     slices = _slices(states, tile)
     g = grad[:, :, rows]
-    p = _score(call, scaled, k, slices, tile).sub_(lse[:, :, rows]).exp_()
+    p = _exp(_score(call, scaled, k, slices, tile).sub_(lse[:, :, rows]))
     keep = _keep(call, tile, p.dtype)
     dropped = p if keep is None else p * keep
     total["v"][:, :, keys] += dropped.transpose(-1, -2) @ g
@@ -189,7 +194,7 @@ def _values_gradient(
     leaves = {name: slices[name].detach().requires_grad_() for name in slices if name in wanted}
     leaves["p"] = p.detach().requires_grad_()
     with torch.enable_grad():
-        out = call.term.values(leaves["p"], slices | leaves, tile)
+        out = call.term.value_term(leaves["p"], slices | leaves, tile)
     assert out is not None
     return _gradients(out, leaves, grad)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
 from relpos.kernels import choose
-from relpos.kernels.call import Call
+from relpos.kernels.call import Call, exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
 from relpos.positions import Index, Positions, as_positions
@@ -69,15 +70,17 @@ def attention(
     kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)) or "fused" (torch's own, for
                    transforms); `explain` says what auto picks and why
 
+    Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to.
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
     once: differentiating it again raises.
     """
-    request = _request(
-        q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
-        window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
-        q_order=q_order, k_order=k_order,
-    )  # fmt: skip
-    return choose.run(request, kernel)
+    with exactly(q):
+        request = _request(
+            q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
+            window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
+            q_order=q_order, k_order=k_order,
+        )  # fmt: skip
+        return choose.run(request, kernel)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def explain(
 
     Takes the arguments of `attention`. Raises what `attention` would raise.
     """
-    call = _request(q, k, v, encoding, **options)
+    with exactly(q):
+        call = _request(q, k, v, encoding, **options)
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))
     if k.shape[1] != q.shape[1] and call.k.data_ptr() != k.data_ptr():
@@ -129,12 +133,17 @@ def _request(
     q_order: Tensor | None = None,
     k_order: Tensor | None = None,
 ) -> Call:
-    batch, heads, n_q, n_k, dim = _check_tensors(q, k, v)
+    batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
     encoding = _resolve(encoding, heads, dim, causal)
-    queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device)
-    keys = as_positions(k_pos, n_k, 0, "k_pos", q.device)
+    queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch)
+    keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch)
     if encoding is not None:
         encoding.check_positions(queries, keys)
+        for tensor in (*encoding.parameters(), *encoding.buffers()):
+            if tensor.device != q.device:
+                raise ValueError(
+                    f"{type(encoding).__name__} is on {tensor.device} and q on {q.device}; use encoding.to(q.device)"
+                )
     mask = _mask(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     factor = score_factor(scale, encoding, dim)
     if mask.key_mask is not None:
@@ -149,11 +158,11 @@ def _request(
         term = encoding
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     states = {} if term is None else term.prepare(q, k, queries, keys, _digest(term, content, batch, n_q, n_k))
-    drop = None if dropout == 0 else Dropout(_rate(dropout), _seed(generator))
+    drop = None if dropout == 0 else Dropout(rate(dropout), _seed(generator))
     return Call(q, k, v, factor, mask, term, states, queries, keys, drop)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a tensor (batch, heads, n, dim), got {type(x).__name__}")
@@ -172,6 +181,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int,
         raise ValueError(f"q and k agree in batch and dim; got {tuple(q.shape)} and {tuple(k.shape)}")
     if heads < 1 or k.shape[1] < 1 or heads % k.shape[1]:
         raise ValueError(f"the key heads divide the query heads; got {k.shape[1]} and {heads}")
+    if q.device.type == "meta":
+        raise ValueError("q, k and v are on the meta device, which holds no values to attend to; give real tensors")
     return batch, heads, n_q, k.shape[2], dim
 
 
@@ -179,7 +190,7 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
     if isinstance(encoding, str):
         from relpos.encodings.registry import fitted
 
-        encoding = fitted(encoding, {"heads": heads, "dim": dim})
+        encoding = fitted(encoding, {"heads": heads, "dim": dim, "causal": causal})
         if any(True for _ in encoding.parameters()):
             raise ValueError(
                 f"{type(encoding).__name__} has parameters: build it once with relpos.encoding(...), keep it in your "
@@ -211,14 +222,16 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
 def score_factor(scale: float | None, encoding: Encoding | None, dim: int) -> float:
     """The factor of q.k: the caller's, else the method's own, else 1/sqrt(dim)."""
     if scale is not None:
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ValueError(f"scale is a finite number or None, got {scale!r}")
         return float(scale)
     own = None if encoding is None else encoding.score_scale(dim)
     return own if own is not None else max(dim, 1) ** -0.5
 
 
-def _rate(dropout: float) -> float:
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
+def rate(dropout: float) -> float:
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout is a probability in [0, 1), got {dropout!r}")
     return float(dropout)
 
 
@@ -272,53 +285,61 @@ def _mask(
         left = None if left is None or offset + n_q - 1 - left <= 0 else left
     if offset is not None or (left is None and right is None):
         q_order = k_order = None
-    q_segments, k_segments = _segments(segments, batch, n_q, n_k)
-    return Mask(
-        n_q, n_k, offset or 0, left, right, q_order, k_order, _key_mask(key_mask, batch, n_k), q_segments, k_segments
-    )
+    q_segments, k_segments = _segments(segments, batch, n_q, n_k, device)
+    real = check_key_mask(key_mask, batch, n_k, device)
+    return Mask(n_q, n_k, offset or 0, left, right, q_order, k_order, real, q_segments, k_segments)
 
 
 def _window(window: Window | None) -> tuple[int | None, int | None]:
-    left, right = window if isinstance(window, tuple) else (window, window)
-    for side in (left, right):
-        if side is not None and (not isinstance(side, int) or side < 0):
-            raise ValueError(f"window is an integer >= 0 or a pair (left, right) of such or None, got {window!r}")
-    return left, right
+    sides = window if isinstance(window, tuple) else (window, window)
+    if len(sides) != 2 or any(s is not None and (not isinstance(s, int) or s < 0) for s in sides):
+        raise ValueError(f"window is an integer >= 0 or a pair (left, right) of such or None, got {window!r}")
+    return sides
 
 
 def _order(order: Tensor | None, n: int, batch: int, device: torch.device) -> Tensor:
     if order is None:
         raise ValueError("q_order and k_order go together: give both")
-    if order.is_floating_point() or order.dim() not in (1, 2) or order.shape[-1] != n:
-        raise ValueError(
-            f"an order is an integer tensor ({n},) or ({batch}, {n}), got {order.dtype} {tuple(order.shape)}"
-        )
+    if not _integers(order) or order.shape not in ((n,), (1, n), (batch, n)):
+        raise ValueError(f"an order is an integer tensor ({n},) or ({batch}, {n}), got {_described(order)}")
     return order.to(device)
 
 
-def _key_mask(key_mask: Tensor | None, batch: int, n_k: int) -> Tensor | None:
+def _integers(x: object) -> bool:
+    return isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
+
+
+def _described(x: object) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def check_key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.device) -> Tensor | None:
     if key_mask is None:
         return None
-    if key_mask.dtype != torch.bool:
-        raise TypeError(f"key_mask is boolean with True = real, got {key_mask.dtype}; use mask.bool()")
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool or key_mask.device != device:
+        raise TypeError(
+            f"key_mask is a boolean tensor on {device} with True = real, got {_described(key_mask)}; use mask.bool()"
+        )
     if key_mask.shape != (batch, n_k):
         raise ValueError(f"key_mask has shape (batch, n_k) = ({batch}, {n_k}), got {tuple(key_mask.shape)}")
     return None if bool(key_mask.all()) else key_mask
 
 
 def _segments(
-    segments: Tensor | tuple[Tensor, Tensor] | None, batch: int, n_q: int, n_k: int
+    segments: Tensor | tuple[Tensor, Tensor] | None, batch: int, n_q: int, n_k: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     if segments is None:
         return None, None
     if isinstance(segments, Tensor):
         if n_q > n_k:
             raise ValueError("with more queries than keys, give segments as a pair (of queries, of keys)")
-        segments = (segments[..., segments.shape[-1] - n_q :], segments)
+        segments = (segments[..., max(segments.shape[-1] - n_q, 0) :], segments)
+    if not isinstance(segments, tuple) or len(segments) != 2:
+        raise TypeError(f"segments is an integer tensor ({batch}, {n_k}) or a pair of them, got {_described(segments)}")
     pair = []
     for given, n, what in zip(segments, (n_q, n_k), ("queries", "keys"), strict=True):
-        given = given.expand(batch, -1) if given.dim() == 1 else given
-        if given.is_floating_point() or given.shape != (batch, n):
-            raise ValueError(f"segments of {what} are integers ({batch}, {n}), got {given.dtype} {tuple(given.shape)}")
+        given = given.expand(batch, -1) if _integers(given) and given.dim() == 1 else given
+        if not _integers(given) or given.shape != (batch, n) or given.device != device:
+            raise ValueError(f"segments of {what} are integers ({batch}, {n}) on {device}, got {_described(given)}")
         pair.append(given)
     return pair[0], pair[1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding
 from relpos.encodings.registry import fitted
-from relpos.mixers.functional import Window, attention
+from relpos.mixers.functional import Window, attention, rate
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
 
@@ -57,6 +57,7 @@ class SelfAttention(nn.Module):
             raise ValueError(f"heads is positive and a multiple of kv_heads, got heads={heads}, kv_heads={kv_heads}")
         if head_dim is None and dim % heads:
             raise ValueError(f"heads divides dim, got dim={dim}, heads={heads}; or give head_dim")
+        rate(dropout)
         self.dim, self.heads, self.kv_heads, self.mixer = dim, heads, kv_heads, mixer
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.causal, self.window, self.dropout, self.scale, self.kernel = causal, window, dropout, scale, kernel
@@ -102,6 +103,8 @@ class SelfAttention(nn.Module):
         """
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape (batch, n, {self.dim}), got {tuple(x.shape)}")
+        if context is not None and (context.dim() != 3 or context.shape[::2] != (x.shape[0], self.dim)):
+            raise ValueError(f"context has shape ({x.shape[0]}, m, {self.dim}), got {tuple(context.shape)}")
         if stream is not None and (context is not None or segments is not None or not self.causal):
             raise ValueError("a stream serves causal self-attention without segments")
         x, memory = self._input(x, context, q_pos, k_pos, stream)

@@ -1,4 +1,4 @@
-"""Decoding: one object a layer, which keeps keys and values and answers new queries as the parallel causal call would."""
+"""Decoding: one object a layer keeps keys and values, and answers new queries as the parallel causal call would."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
-from relpos.mixers.functional import Digest, Window, attention, score_factor
+from relpos.kernels.call import exactly
+from relpos.mixers.functional import Digest, Window, attention, check_key_mask, check_tensors, score_factor
 from relpos.positions import Position, Positions, as_positions
 
 
@@ -16,8 +17,9 @@ class Stream:
     """Softmax attention one token (or chunk) after the other; `step` equals the rows of the parallel causal result.
 
     Keeps keys (already transformed, where the encoding is a Transform), values, positions, the padding mask and what a
-    content-reading encoding needs of each token, in buffers that double when full. A step costs one read of the cache
-    and one row of the encoding's term; nothing depends on the number of steps otherwise.
+    content-reading encoding needs of each token, in buffers that double when full (in gradient mode: in fresh copies,
+    so that every step can be differentiated). A step costs one read of the cache and one row of the encoding's term;
+    nothing depends on the number of steps otherwise.
 
     window     as in `attention`; keys that no later query can see stay in the cache
     codes      what a Transform fixes for the whole sequence; default: made at the first step, for its positions.
@@ -36,6 +38,8 @@ class Stream:
     ) -> None:
         if isinstance(encoding, Absolute):
             raise TypeError(f"{type(encoding).__name__} acts on the input; a stream takes relative encodings or None")
+        if not isinstance(encoding, Encoding | None):
+            raise TypeError(f"encoding is a relpos Encoding or None, got {type(encoding).__name__}")
         self.encoding, self.scale, self.window, self.codes, self.kernel = encoding, scale, window, codes, kernel
         self.reset()
 
@@ -60,23 +64,25 @@ class Stream:
         q (batch, heads, t, dim); k, v (batch, kv_heads, t, ..); position: of the new tokens, default: they follow on;
         key_mask (batch, t), True = real; content (batch, t, model_dim) for encodings that read the layer's input.
         """
-        if q.dim() != 4 or k.dim() != 4 or q.shape[2] != k.shape[2]:
+        batch, _, t, t_k, dim = check_tensors(q, k, v)
+        if t != t_k:
             raise ValueError(f"step takes as many queries as keys, got {tuple(q.shape)} and {tuple(k.shape)}")
-        batch, _, t, dim = q.shape
-        new = as_positions(position, t, self.length, "position", q.device)
+        check_key_mask(key_mask, batch, t, q.device)
+        new = as_positions(position, t, self.length, "position", q.device, batch)
         encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim)
         if isinstance(encoding, Transform):
             encoding.check_positions(new)
             if self.codes is None:
                 self.codes = encoding.make_codes(new, new)
-            q, k = (
-                encoding.encode_q(q, new, factor, self.codes),
-                encoding.encode_k(k, new, factor, self.codes),
-            )
+            with exactly(q):
+                q, k = (
+                    encoding.encode_q(q, new, factor, self.codes),
+                    encoding.encode_k(k, new, factor, self.codes),
+                )
         keys, values = self._append("k", k, 2), self._append("v", v, 2)
         real = torch.ones(batch, t, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
         seen = self._append("mask", real, 1)
-        self._padded = self._padded or key_mask is not None
+        padded = self._padded or key_mask is not None
         places = self._positions(new)
         digest = None
         if isinstance(encoding, Pairwise) and encoding.needs_content:
@@ -85,19 +91,20 @@ class Stream:
                     f"{type(encoding).__name__} reads the layer's input: pass content=x, ({batch}, {t}, ..)"
                 )
             digest = Digest(self._append("content", encoding.digest(content), 1))
-        self.length += t
-        return attention(
+        out = attention(
             q, keys, values, encoding if isinstance(encoding, Pairwise) else None,
-            q_pos=new, k_pos=places, causal=True, key_mask=seen if self._padded else None, window=self.window,
+            q_pos=new, k_pos=places, causal=True, key_mask=seen if padded else None, window=self.window,
             scale=factor, content=digest, kernel=self.kernel,
         )  # fmt: skip
+        self.length, self._padded = self.length + t, padded  # last: a step that raises leaves no trace
+        return out
 
     def reorder(self, rows: Tensor) -> None:
         """Keeps the given batch rows in this order, as beam search needs."""
-        self._buffers = {
-            name: (buffer.index_select(0, rows) if buffer.shape[0] > 1 or name in ("k", "v") else buffer, axis)
-            for name, (buffer, axis) in self._buffers.items()
-        }
+        for name, (buffer, axis) in self._buffers.items():
+            shared = name.startswith("position") and (axis == 0 or buffer.shape[0] == 1)  # one row for the whole batch
+            if not shared:
+                self._buffers[name] = (buffer.index_select(0, rows), axis)
 
     def _positions(self, new: Positions) -> Positions:
         if isinstance(new, Position):
@@ -111,11 +118,11 @@ class Stream:
     def _append(self, name: str, x: Tensor, axis: int) -> Tensor:
         """Writes x behind what the named buffer holds and returns the filled part, a view."""
         stop = self.length + x.shape[axis]
-        held = self._buffers.get(name)
+        held = self._buffers.get(name) if self.length else None
         if held is not None:
             self._fits(name, held[0], x, axis)
-        if x.requires_grad or (held is not None and held[0].requires_grad):  # writing in place would spoil the graph
-            whole = x if held is None else torch.cat([held[0].narrow(axis, 0, self.length), x], axis)
+        if torch.is_grad_enabled():  # earlier steps' graphs may hold views of the buffer: never write in place
+            whole = x.clone() if held is None else torch.cat([held[0].narrow(axis, 0, self.length), x], axis)
             self._buffers[name] = (whole, axis)
             return whole
         if held is None or held[0].shape[axis] < stop:
@@ -130,8 +137,8 @@ class Stream:
         return held[0].narrow(axis, 0, stop)
 
     def _fits(self, name: str, held: Tensor, x: Tensor, axis: int) -> None:
-        same = [a == b for i, (a, b) in enumerate(zip(held.shape, x.shape, strict=True)) if i != axis]
-        if not all(same) or held.dtype != x.dtype:
+        same = [a == b for i, (a, b) in enumerate(zip(held.shape, x.shape)) if i != axis]
+        if not all(same) or held.dim() != x.dim() or held.dtype != x.dtype:
             raise ValueError(
                 f"this step's {name} is {tuple(x.shape)} {x.dtype}, the stream holds {tuple(held.shape)} {held.dtype}; "
                 "start a new stream (or reset) for another batch"

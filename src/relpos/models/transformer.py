@@ -61,8 +61,11 @@ class Transformer(nn.Module):
         encoding_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if vocabulary < 1 or depth < 1:
-            raise ValueError(f"vocabulary and depth are positive, got {vocabulary} and {depth}")
+        if min(vocabulary, dim, depth, heads) < 1 or dim % heads:
+            raise ValueError(
+                "vocabulary, dim, depth and heads are positive and heads divides dim, got "
+                f"vocabulary={vocabulary}, dim={dim}, depth={depth}, heads={heads}"
+            )
         self.vocabulary, self.dim, self.causal = vocabulary, dim, causal
         self.embedding = nn.Embedding(vocabulary, dim)
         known = {"heads": heads, "dim": dim // heads, "model_dim": dim, "causal": causal}
@@ -138,14 +141,18 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"generate takes a prompt (batch, n >= 1) and steps >= 0, got {tuple(prompt.shape)}, {steps}"
             )
+        if not temperature >= 0 or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(f"temperature is at least 0 and top_p in (0, 1], got {temperature} and {top_p}")
         was_training = self.training
         self.eval()
         streams, tokens, chunk = self.streams(), [prompt], prompt
-        for _ in range(steps):
-            logits = self(chunk, streams=streams)[:, -1]
-            chunk = _sample(logits, temperature, top_p, generator)
-            tokens.append(chunk)
-        self.train(was_training)
+        try:
+            for _ in range(steps):
+                logits = self(chunk, streams=streams)[:, -1]
+                chunk = _sample(logits, temperature, top_p, generator)
+                tokens.append(chunk)
+        finally:
+            self.train(was_training)
         return torch.cat(tokens, 1)
 
     def encodings(self) -> Iterator[tuple[str, Encoding]]:
