@@ -138,13 +138,18 @@ def choose_rates(task: Any, run: Run, reporter: Reporter, crew: Crew = ALONE) ->
         for encoding in settings.encodings
         for rate in settings.rates
     ]
-    perform_all(task, settings, jobs, reporter, crew, lambda job, _: f"validation loss {_trial(job.folder)}")
+    perform_all(task, settings, jobs, reporter, crew, _trial_summary)
     trials: dict[str, dict[str, float | None]] = {encoding: {} for encoding in settings.encodings}
     for job in jobs:
         trials[job.encoding][f"{job.rate:g}"] = _trial(job.folder)
     chosen = {encoding: _best(losses) for encoding, losses in trials.items()}
     write_json(file, {"chosen": chosen, "trials": trials})
     return chosen
+
+
+def _trial_summary(job: Job, _: object) -> str:
+    loss = _trial(job.folder)
+    return "diverged" if loss is None else f"validation loss {loss:.3f}"
 
 
 def _trial(folder: Path) -> float | None:
