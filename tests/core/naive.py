@@ -94,7 +94,7 @@ class ToyContent(ContentBias):
         products = q @ states["keys"].to(q.dtype).transpose(-1, -2)
         return torch.einsum("bhil,bijl->bhij", products, self._onehot(states, q.dtype).expand(q.shape[0], -1, -1, -1))
 
-    def values(self, p: Tensor, states: Slices, tile: Tile) -> Tensor:
+    def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor:
         hot = self._onehot(states, p.dtype).expand(p.shape[0], -1, -1, -1)
         return torch.einsum("bhij,bijl->bhil", p, hot) @ states["added"].to(p.dtype)
 
