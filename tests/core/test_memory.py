@@ -79,7 +79,7 @@ CASES: dict[str, tuple[Callable[[], Any], int, Callable[[int], dict[str, Any]]]]
     "generic": (bias, 1, lambda n: {"kernel": "generic", "causal": True}),
     "times": (lambda: ToyBias(HEADS), 1, lambda n: {"q_pos": torch.arange(n) * 0.5, "k_pos": torch.arange(n) * 0.5}),
     "row bias": (lambda: ToyRow(HEADS), 1, lambda n: {}),
-    "content": (lambda: ToyContent(HEADS, DIM), 1, lambda n: {}),
+    "content": (lambda: ToyContent(HEADS, DIM, reach=1), 1, lambda n: {}),
     "nothing": (lambda: None, 1, lambda n: {}),
     "nothing, causal with an offset": (lambda: None, 1, lambda n: {"causal": True, "q_pos": torch.arange(n) + 5}),
     "nothing, padding": (lambda: None, 2, lambda n: {"key_mask": padded(n), "causal": True}),

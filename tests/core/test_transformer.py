@@ -1,4 +1,4 @@
-"""The Transformer of the comparisons: what it computes, that its cache changes nothing, and how encodings are shared."""
+"""The Transformer of the comparisons: what it computes, that its cache changes nothing, how encodings are shared."""
 
 from __future__ import annotations
 
