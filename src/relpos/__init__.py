@@ -7,6 +7,7 @@ the layer in which it does it; a kernel is how that is computed without an n x n
 from __future__ import annotations
 
 from relpos import encodings, models, positions
+from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.mixers.functional import attention, explain
 from relpos.mixers.self_attention import SelfAttention
@@ -15,10 +16,12 @@ from relpos.mixers.stream import Stream
 __version__ = "0.1.0"
 
 __all__ = [
+    "Channels",
     "SelfAttention",
     "Stream",
     "__version__",
     "attention",
+    "channels",
     "encoding",
     "encodings",
     "explain",

@@ -134,6 +134,16 @@ def test_as_transform_serves_every_call(make: Any) -> None:
         rp.attention(q, *grown, carried)
 
 
+def test_fewer_queries_than_keys_sit_at_the_end() -> None:
+    bias = E.HyPE(2, slope=0.05, amplitude=2.0)
+    q, k, v = (torch.randn(1, 2, n, 8, dtype=torch.float64) for n in (3, 11, 11))
+    longer_q, longer_k = channels(bias, 20, torch.float64).append(q, k)
+    got = rp.attention(longer_q, longer_k, v, causal=True, scale=8**-0.5, kernel="dense")
+    torch.testing.assert_close(got, rp.attention(q, k, v, bias, causal=True, kernel="dense"), rtol=0, atol=1e-12)
+    first, _ = channels(bias, 20, torch.float64).append(q, k, q_start=0)
+    assert (first - longer_q).abs().max() > 0.01
+
+
 def test_shared_keys_need_one_curvature() -> None:
     made = channels(E.HyPE(4, slope=torch.tensor([0.01, 0.01, 0.02, 0.02]), amplitude=1.0), 9)
     q, k = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
@@ -253,6 +263,14 @@ def test_a_smooth_bias_is_fitted(causal: bool) -> None:
     assert wrong(logits(made), Bump(), made) <= made.error <= 0.05
     finer = channels(Bump(), 300, torch.float64, 1e-3, causal=causal)
     assert finer.rank >= made.rank and wrong(logits(finer), Bump(), finer) <= finer.error <= 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("make", [lambda: E.KERPLE(2), lambda: E.ALiBi(2, symmetric=True), lambda: E.T5Bias(2)])
+def test_a_few_positions_always_fit(make: Any, n: int) -> None:
+    bias = make()
+    made = channels(bias, n, torch.float64, 1e-6, causal=False)
+    assert wrong(logits(made), bias, made) <= made.error <= 1e-6
 
 
 def test_a_rough_bias_is_refused_with_a_kernel_named() -> None:

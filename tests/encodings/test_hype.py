@@ -116,6 +116,17 @@ def test_factors_up_to_a_constant_a_row(mu_n: float) -> None:
     assert wrong.abs().max() < 1e-12 * 3 * math.cosh(mu_n)
 
 
+def test_the_centre_cancels() -> None:
+    for mu in (0.01, 0.5):
+        hype = rp.encodings.HyPE(2, slope=mu, amplitude=3.0)
+        products = []
+        for n in (31, 47):  # centres 15 and 23
+            f, g = (x[:, :31] for x in hype.factors(n))
+            product = f @ g.mT
+            products.append(product - product[:, :, :1])
+        assert ((products[0] - products[1]).abs() <= 1e-9 * (1 + products[0].abs())).all()
+
+
 def test_learning_the_slope_moves_it() -> None:
     """The gradient equals a finite difference, and a step along it changes mu and the bias."""
     hype = rp.encodings.HyPE(1, slope=0.05, amplitude=4.0, learned=True).double()

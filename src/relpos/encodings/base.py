@@ -14,6 +14,7 @@ autograd, in memory linear in the lengths) and pure functions of slices of them:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -116,10 +117,10 @@ class Encoding(nn.Module):
     reference: ClassVar[str] = ""  # BibTeX entry of the source
     extrapolates: ClassVar[bool] = False  # usable beyond the training length, by the paper's claim or plainly
     mixers: ClassVar[tuple[str, ...]] = ()
-    causal_only: ClassVar[bool] = False
+    causal_only: bool = False  # per class or per instance
     learned: ClassVar[bool] = True  # has parameters
     shared: ClassVar[bool] = False  # defined with one module for all layers of a network
-    has_factors: ClassVar[bool] = False  # exactly of finite rank: see `Bias.factors`
+    has_factors: ClassVar[bool] = False  # exactly of finite rank: see encodings/channels.py
 
     def cite(self) -> str:
         """BibTeX of the method's source."""
@@ -159,7 +160,7 @@ def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
 class Pairwise(Encoding):
     """Shared by the additive forms: how a kernel computes a term that is added to the score."""
 
-    has_values: ClassVar[bool] = False
+    has_values: bool = False
     needs_content: ClassVar[bool] = False
     reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
 
@@ -253,7 +254,7 @@ class Bias(RowBias):
 
     def factors(self, n: int) -> tuple[Tensor, Tensor] | None:
         """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias
-        of lag j - i, up to a term of the query alone (softmax ignores it) where the encoding is `causal_only`."""
+        of lag j - i, up to a term of the query alone (softmax ignores it) where it is `causal_only`."""
         return None
 
     def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:
@@ -287,16 +288,7 @@ class Bias(RowBias):
 
     def _table(self, q_pos: Positions, k_pos: Positions) -> States | None:
         if isinstance(q_pos, Grid) and isinstance(k_pos, Grid):
-            sides = q_pos.shape()
-            if sides is None or sides != k_pos.shape() or bool((q_pos.values[0, 0] != k_pos.values[0, 0]).any()):
-                return None
-            table = self.lags(sides).flatten(1)
-            spans = [2 * side - 1 for side in sides]
-            codes = torch.zeros(len(q_pos), dtype=torch.int64, device=q_pos.values.device)
-            for cells, span in zip((q_pos.values[0] - q_pos.values[0, 0]).unbind(-1), spans, strict=True):
-                codes = codes * span + cells
-            centre = table.shape[-1] // 2
-            return _coded(table, codes - centre, codes)
+            return self._grid_table(q_pos.values, k_pos.values)
         if isinstance(q_pos, Index) and isinstance(k_pos, Index) and len(q_pos) and len(k_pos):
             low = int(k_pos.values.amin() - q_pos.values.amax())
             high = int(k_pos.values.amax() - q_pos.values.amin())
@@ -304,6 +296,20 @@ class Bias(RowBias):
                 lags = torch.arange(low, high + 1, device=q_pos.values.device)
                 return _coded(self.at(lags), q_pos.values + low, k_pos.values)
         return None
+
+    def _grid_table(self, q: Tensor, k: Tensor) -> States | None:
+        """Cells (batch or 1, n, axes) as mixed-radix digits of one integer, where the box of their lags is small."""
+        if not q.numel() or not k.numel():
+            return None
+        low = (k.amin(1) - q.amax(1)).amin(0)
+        spans = ((k.amax(1) - q.amin(1)).amax(0) - low + 1).tolist()
+        if math.prod(spans) >= 8 * (q.shape[1] + k.shape[1]):
+            return None
+        box = torch.meshgrid(*(torch.arange(span, device=q.device) for span in spans), indexing="ij")
+        strides = torch.tensor([math.prod(spans[a + 1 :]) for a in range(len(spans))], device=q.device)
+        codes = [(cells * strides).sum(-1) for cells in (q + low, k)]
+        q_code, k_code = (code.squeeze(0) if code.shape[0] == 1 else code for code in codes)
+        return _coded(self.at(torch.stack(box, -1) + low).flatten(1), q_code, k_code)
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
         if "lags" in states:

@@ -132,7 +132,7 @@ class ChannelTransform(Transform):
         self.certified = certified
         self.heads = certified.encoding.heads
         self.reference = certified.encoding.reference  # type: ignore[misc]
-        self.causal_only = certified.causal  # type: ignore[misc]
+        self.causal_only = certified.causal
         self._scaled: dict[float, Channels] = {}
 
     def score_scale(self, dim: int) -> float | None:
@@ -275,8 +275,9 @@ def _candidates(encoding: Bias, n: int, dtype: torch.dtype, causal: bool, scale:
         return
     with torch.no_grad():
         for count in FREQUENCIES:
-            if 2 * count < n:
-                yield _fitted(encoding, n, dtype, causal, scale, count)
+            yield _fitted(encoding, n, dtype, causal, scale, count)
+            if count >= n:  # already as many waves as lags
+                return
 
 
 def _rounded(

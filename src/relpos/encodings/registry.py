@@ -39,7 +39,7 @@ _ENTRIES: dict[str, Entry] = {
     "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
     "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
-    "shaw": Entry("content.shaw:Shaw", {"max_lag": 128}),
+    "shaw": Entry("content.shaw:Shaw", {"max_lag": 128, "heads": None}),
     "music_transformer": Entry("content.music_transformer:MusicTransformer", {"max_lag": 256}),
     "fox": Entry("content.fox:FoX"),
     "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
@@ -51,7 +51,7 @@ _ENTRIES: dict[str, Entry] = {
     "t5": Entry("bias.t5:T5Bias"),
     "alibi": Entry("bias.alibi:ALiBi"),
     "kerple": Entry("bias.kerple:KERPLE"),
-    "sandwich": Entry("bias.sandwich:Sandwich"),
+    "sandwich": Entry("bias.sandwich:Sandwich", {"dim": 128}),
     "hype": Entry("bias.hype:HyPE"),
 }
 
@@ -116,14 +116,19 @@ def encoding(name: str, **options: Any) -> Encoding:
 def fitted(name: str, context: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Encoding:
     """As `encoding`, where a layer offers what it knows (heads, dim, model_dim, causal); the class takes its part."""
     found = entry(name)
-    wanted = inspect.signature(found.load().__init__).parameters
+    wanted = signature_of(found.load()).parameters
     known = {key: value for key, value in context.items() if key in wanted}
-    return _construct(name, found, {**found.defaults, **known, **(options or {})})
+    return _construct(name, found, {**known, **found.defaults, **(options or {})})
+
+
+def signature_of(cls: type[Encoding]) -> inspect.Signature:
+    """The arguments of a class; none where it has no constructor of its own (nn.Module's takes anything)."""
+    return inspect.Signature() if cls.__init__ is Encoding.__init__ else inspect.signature(cls)
 
 
 def _construct(name: str, found: Entry, options: dict[str, Any]) -> Encoding:
     cls = found.load()
-    signature = inspect.signature(cls)
+    signature = signature_of(cls)
     try:
         signature.bind(**options)
     except TypeError as error:
@@ -134,7 +139,7 @@ def _construct(name: str, found: Entry, options: dict[str, Any]) -> Encoding:
 def describe(name: str) -> Description:
     found = entry(name)
     cls = found.load()
-    signature = inspect.signature(cls)
+    signature = signature_of(cls)
     return Description(
         name=key_of(name),
         cls=cls.__name__,

@@ -21,9 +21,7 @@ from relpos.kernels.fused import one_width
 from relpos.kernels.mask import Mask, Rectangle
 
 QUERIES, KEYS = 256, 1024  # a tile of the backward pass: 1 MiB of float32, what a core's cache holds
-PAD = (
-    16  # a row stride that is a power of two makes the transposed product a third slower: its columns share cache sets
-)
+PAD = 16  # a row stride that is a power of two costs the transposed product a third: its columns share cache sets
 BLOCK = 256  # queries that share one key prefix where the order hides keys
 
 

@@ -57,6 +57,12 @@ def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Ti
     return score if seen is None else score.masked_fill_(~seen, -torch.inf)
 
 
+def _exp(score: Tensor) -> Tensor:
+    """exp in place, 0 where the weight could not count: denormal weights would slow every product after them."""
+    floor = -80.0 if score.dtype == torch.float32 else -700.0
+    return torch.threshold_(score, floor, -torch.inf).exp_()
+
+
 def _keep(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
     if call.dropout is None:
         return None
@@ -79,7 +85,7 @@ class _Generic(torch.autograd.Function):
                 score = _score(call, scaled, k, slices, tile)
                 higher = torch.maximum(high, score.amax(-1, keepdim=True))
                 shift = higher.masked_fill(higher == -torch.inf, 0)
-                p = score.sub_(shift).exp_()
+                p = _exp(score.sub_(shift))
                 fade = torch.exp(high - shift)
                 total = total * fade + p.sum(-1, keepdim=True)
                 keep = _keep(call, tile, p.dtype)
@@ -126,7 +132,7 @@ def _backward_tile(
     rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
     slices = _slices(states, tile)
     g = grad[:, :, rows]
-    p = _score(call, scaled, k, slices, tile).sub_(lse[:, :, rows]).exp_()
+    p = _exp(_score(call, scaled, k, slices, tile).sub_(lse[:, :, rows]))
     keep = _keep(call, tile, p.dtype)
     dropped = p if keep is None else p * keep
     total["v"][:, :, keys] += dropped.transpose(-1, -2) @ g

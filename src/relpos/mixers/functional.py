@@ -190,7 +190,7 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
     if isinstance(encoding, str):
         from relpos.encodings.registry import fitted
 
-        encoding = fitted(encoding, {"heads": heads, "dim": dim})
+        encoding = fitted(encoding, {"heads": heads, "dim": dim, "causal": causal})
         if any(True for _ in encoding.parameters()):
             raise ValueError(
                 f"{type(encoding).__name__} has parameters: build it once with relpos.encoding(...), keep it in your "

@@ -66,8 +66,8 @@ class MusicTransformer(LagVectors):
             )
         if as_released and (block is None or not values):
             raise ValueError("as_released repeats a slip of local value vectors: it needs block and values=True")
-        self.causal_only = causal  # type: ignore[misc]
-        self.has_values = values  # type: ignore[misc]
+        self.causal_only = causal
+        self.has_values = values
         self.scale = dim**-0.5 if scale is None else float(scale)
         clip = beyond == "clip"
         self.extent = Extent(1 - max_lag, 0 if causal else max_lag - 1, clip, clip and not causal)

@@ -54,7 +54,7 @@ class Shaw(LagVectors):
         self.extent = Extent(-max_lag, max_lag, beyond == "clip", beyond == "clip")
         self.keys = new_table(self.heads, self.extent.rows, dim)
         self.values = new_table(self.heads, self.extent.rows, dim) if values else None
-        self.has_values = values  # type: ignore[misc]
+        self.has_values = values
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,0 +1,136 @@
+"""What is measured on a trained model, stored beside its checkpoint; `evaluation.json` comes last and seals it."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from relpos.lab.checkpoint import read_json, write_atomic, write_json
+from relpos.lab.lags import lag_picture
+from relpos.lab.measure import encodings_of, parameters, peak_bytes
+from relpos.lab.progress import Notice
+from relpos.lab.settings import Settings
+from relpos.lab.train import Trained, evaluating, read_log
+
+RECORD = "evaluation.json"
+
+
+def finished(folder: Path) -> bool:
+    """True when the model in this folder has been trained, evaluated and sampled."""
+    return (folder / RECORD).exists()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The stored evaluation of a finished model."""
+    record: dict[str, Any] = read_json(folder / RECORD)
+    return record
+
+
+def assess(
+    task: Any,
+    settings: Settings,
+    trained: Trained,
+    encoding: str,
+    seed: int,
+    rate: float,
+    folder: Path,
+    progress: Notice,
+) -> dict[str, Any]:
+    """Evaluate at every length, sample, draw, weigh; write it all and return the record."""
+    model = trained.model
+    total, own = parameters(model)
+    log = read_log(folder / "metrics.jsonl")
+    batch = task.batch(0, seed, settings.batch).to(next(model.parameters()).device)
+    record: dict[str, Any] = {
+        "encoding": encoding,
+        "seed": seed,
+        "rate": rate,
+        "diverged": trained.diverged,
+        "parameters": {"total": total, "encoding": own},
+        "peak_bytes": peak_bytes(model, lambda: task.loss(model, batch)),
+        "tokens_per_second": _speed(log),
+        "lengths": {},
+        "samples": [],
+        "samples_refused": None,
+        "lags": [],
+    }
+    if trained.diverged is None:
+        with evaluating(model):
+            record["lengths"] = _lengths(task, model, progress)
+            if seed == settings.seeds[0]:  # the reports show one seed's
+                record["samples"], record["samples_refused"] = _samples(task, model, folder, seed)
+            record["lags"] = _store_lags(task, model, folder)
+    write_json(folder / RECORD, record)
+    return record
+
+
+def _speed(log: list[dict[str, Any]]) -> float | None:
+    """Training tokens a second at the median step, warming-up steps left out."""
+    timed = [line["tokens"] / line["seconds"] for line in log if line.get("seconds")]
+    return statistics.median(timed) if timed else None
+
+
+def _lengths(task: Any, model: nn.Module, progress: Notice) -> dict[str, Any]:
+    """Test losses by length. An encoding that refuses a length it was not built for is quoted, not fatal."""
+    results: dict[str, Any] = {}
+    for multiple in task.multiples:
+        length = multiple * task.train_length
+        try:
+            result = task.evaluate(model, "test", length, progress=progress)
+        except ValueError as error:
+            if multiple == 1:
+                raise
+            results[str(length)] = {"refused": str(error)}
+            continue
+        curve = np.asarray(result.by_position, dtype=np.float64)
+        results[str(length)] = {
+            "loss": float(result.loss),
+            "count": int(result.count),
+            "by_position": [round(float(x), 5) if np.isfinite(x) else None for x in curve],
+        }
+    return results
+
+
+def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list[dict[str, str]], str | None]:
+    """The task's artifacts with paths relative to the model's folder, or why the model cannot make them."""
+    directory = folder / "samples"
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        artifacts = task.sample(model, directory, seed)
+    except ValueError as error:
+        return [], str(error)
+    return [
+        {"kind": each.kind, "title": each.title, "path": str(Path(each.path).relative_to(folder))} for each in artifacts
+    ], None
+
+
+def _head_sizes(model: nn.Module) -> tuple[int, int]:
+    """(heads, width of a head) of the first attention layer that says how many heads it has."""
+    found = (getattr(part, "heads", None) for part in model.modules())
+    heads = next((each for each in found if isinstance(each, int)), 1)
+    return heads, int(getattr(model, "dim", heads)) // heads
+
+
+def _store_lags(task: Any, model: nn.Module, folder: Path) -> list[dict[str, object]]:
+    """Lag pictures of every encoding in the model into lags.npz; an encoding that cannot be drawn says why."""
+    arrays: dict[str, np.ndarray] = {}
+    listed: list[dict[str, object]] = []
+    heads, dim = _head_sizes(model)
+    for index, (name, encoding) in enumerate(encodings_of(model)):
+        try:
+            picture = lag_picture(encoding, heads, dim, task.train_length, causal=True)
+        except (ValueError, TypeError) as error:
+            listed.append({"name": name, "refused": str(error)})
+            continue
+        for part in ("lags", "mean", "spread"):
+            arrays[f"{index}.{part}"] = getattr(picture, part)
+        listed.append({"name": name, "index": index, "exact": picture.exact})
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(folder / "lags.npz", buffer.getvalue())
+    return listed

@@ -1,0 +1,183 @@
+"""The numbers of a finished run, gathered from its directory: what every report, table and figure is made from."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from relpos.lab.assess import finished, read_record
+from relpos.lab.checkpoint import read_json
+from relpos.lab.errors import RunDirectoryError
+from relpos.lab.run import Run
+from relpos.lab.train import read_log
+
+REMEASURE = "delete the evaluation.json beside it and run the command that made the run again, to measure it anew"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean over the seeds in nats a token, with its spread; `refused` says why there is none."""
+
+    mean: float | None
+    spread: float | None
+    seeds: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoding: everything the table and the figures show of it."""
+
+    encoding: str
+    rate: float
+    losses: dict[int, Loss]
+    parameters: int
+    own_parameters: int
+    speed: float | None
+    peak_bytes: int
+    records: tuple[dict[str, Any], ...]
+    logs: tuple[list[dict[str, Any]], ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run as numbers; lengths ascending, the training length first."""
+
+    run: Run
+    rows: tuple[Row, ...]
+    lengths: tuple[int, ...]
+    baselines: dict[str, dict[int, float]]
+    rates: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def train_length(self) -> int:
+        return self.lengths[0]
+
+    def best(self, length: int) -> list[Row]:
+        """Rows with a loss at this length, best first."""
+        rows = [row for row in self.rows if row.losses[length].mean is not None]
+        return sorted(rows, key=lambda row: row.losses[length].mean or 0.0)
+
+    def tied(self, length: int) -> list[Row]:
+        """The best row and all whose distance to it is within the two spreads together."""
+        ranked = self.best(length)
+        return [row for row in ranked if _within(ranked[0].losses[length], row.losses[length])]
+
+    def best_baseline(self, length: int) -> tuple[str, float] | None:
+        """The strongest trivial predictor."""
+        named = [(name, losses[length]) for name, losses in self.baselines.items() if length in losses]
+        return min(named, key=lambda pair: pair[1]) if named else None
+
+
+def _within(best: Loss, other: Loss) -> bool:
+    assert best.mean is not None and other.mean is not None
+    return other.mean - best.mean <= (best.spread or 0.0) + (other.spread or 0.0)
+
+
+def spread(values: list[float]) -> float | None:
+    """Half the range of two values, the sample standard deviation of more, None of one."""
+    if len(values) < 2:
+        return None
+    return (max(values) - min(values)) / 2 if len(values) == 2 else statistics.stdev(values)
+
+
+def spread_name(seeds: int) -> str:
+    """What `spread` is called in a report."""
+    if seeds < 2:
+        return "one seed, so no spread is known"
+    return "± half the range of two seeds" if seeds == 2 else f"± standard deviation of {seeds} seeds"
+
+
+def collect(run: Run) -> Results:
+    """Read a run; RunDirectoryError names the models that are not finished, or the record that is broken."""
+    settings = run.settings
+    pairs = [(encoding, seed) for encoding in settings.encodings for seed in settings.seeds]
+    missing = [f"{e} seed {s}" for e, s in pairs if not finished(run.model(e, s))]
+    if missing:
+        raise RunDirectoryError(
+            f"{run.path} is not finished: {', '.join(missing)} missing; run the command that began it again: "
+            f"{run.config.get('command') or 'relpos compare'}"
+        )
+    try:
+        return _collect(run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunDirectoryError(
+            f"a record in {run.path} is broken or of another version ({type(error).__name__}: {error}); "
+            "delete the evaluation.json that was changed and run the command again, or use --fresh"
+        ) from error
+
+
+def _collect(run: Run) -> Results:
+    settings = run.settings
+    baselines = read_json(run.path / "baselines.json")
+    by_name: dict[str, dict[int, float]] = {}
+    for length, losses in baselines["losses"].items():
+        for name, loss in losses.items():
+            by_name.setdefault(name, {})[int(length)] = loss
+    lengths = tuple(sorted(int(length) for length in baselines["losses"]))
+    return Results(
+        run=run,
+        rows=tuple(_row(run, encoding, lengths) for encoding in settings.encodings),
+        lengths=lengths,
+        baselines=by_name,
+        rates=read_json(run.path / "rates.json"),
+        environment=read_json(run.path / "environment.json"),
+    )
+
+
+def _row(run: Run, encoding: str, lengths: tuple[int, ...]) -> Row:
+    folders = [run.model(encoding, seed) for seed in run.settings.seeds]
+    records = tuple(read_record(folder) for folder in folders)
+    speeds = [record["tokens_per_second"] for record in records if record["tokens_per_second"]]
+    return Row(
+        encoding=encoding,
+        rate=records[0]["rate"],
+        losses={length: _loss(records, length) for length in lengths},
+        parameters=records[0]["parameters"]["total"],
+        own_parameters=records[0]["parameters"]["encoding"],
+        speed=statistics.median(speeds) if speeds else None,
+        peak_bytes=max(record["peak_bytes"] for record in records),
+        records=records,
+        logs=tuple(read_log(folder / "metrics.jsonl") for folder in folders),
+    )
+
+
+def _loss(records: tuple[dict[str, Any], ...], length: int) -> Loss:
+    """One seed that diverged or was refused spoils the cell: a mean over the lucky ones would flatter."""
+    for record in records:
+        if record["diverged"] is not None:
+            return Loss(None, None, 0, f"seed {record['seed']} diverged at step {record['diverged']}")
+        if "refused" in record["lengths"][str(length)]:
+            return Loss(None, None, 0, record["lengths"][str(length)]["refused"])
+    values = [record["lengths"][str(length)]["loss"] for record in records]
+    return Loss(statistics.fmean(values), spread(values), len(values))
+
+
+def position_curve(row: Row, length: int) -> np.ndarray | None:
+    """Loss by position at this length, mean over the seeds; None where it was refused."""
+    if row.losses[length].mean is None:
+        return None
+    curves = [record["lengths"][str(length)]["by_position"] for record in row.records]
+    return np.nanmean(np.array(curves, dtype=np.float64), axis=0) if curves else None
+
+
+def lag_arrays(results: Results, row: Row) -> list[tuple[str, bool, np.ndarray, np.ndarray]]:
+    """(name, exact, lags (L,), values (heads, L)) of each encoding in the first seed's model."""
+    folder = results.run.model(row.encoding, row.records[0]["seed"])
+    drawn = [entry for entry in row.records[0]["lags"] if "index" in entry]
+    if not drawn:
+        return []
+    try:
+        with np.load(io.BytesIO((folder / "lags.npz").read_bytes())) as arrays:
+            return [
+                (entry["name"], entry["exact"], arrays[f"{entry['index']}.lags"], arrays[f"{entry['index']}.mean"])
+                for entry in drawn
+            ]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunDirectoryError(f"{folder / 'lags.npz'} is missing or broken ({error}); {REMEASURE}") from error

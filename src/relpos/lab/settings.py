@@ -1,0 +1,92 @@
+"""What a comparison is asked to do: one frozen record, and the presets that fill it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from relpos.lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the outcome of a run; a rerun with equal settings resumes, with others it is refused.
+
+    rates: learning rates to choose from. With more than one, every encoding takes the same short sweep
+    (`sweep_steps` steps each, first seed, judged on the validation split) before its real training.
+    threads: of each training, which sums depend on; several models are trained side by side instead.
+    budget: minutes for everything, or None; when given it may lower `steps`, alike for all encodings.
+    """
+
+    task: str
+    encodings: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int = 300
+    batch: int = 16
+    rates: tuple[float, ...] = (2e-3,)
+    sweep_steps: int = 0
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    budget: float | None = None
+    validations: int = 4
+    threads: int = 1
+    model: dict[str, object] = field(default_factory=dict)
+    preset: str = "demo"
+
+    def __post_init__(self) -> None:
+        for name in ("encodings", "seeds", "rates"):
+            values = getattr(self, name)
+            if not values:
+                raise LabError(f"{name} is empty; give at least one")
+            if len(set(values)) != len(values):
+                raise LabError(f"{name} lists something twice: {', '.join(map(str, values))}; give each once")
+        for name in ("steps", "batch", "clip", "validations", "threads"):
+            if getattr(self, name) <= 0:
+                raise LabError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.budget is not None and self.budget <= 0:
+            raise LabError(f"budget is {self.budget} minutes; it must be above 0")
+        if any(rate <= 0 for rate in self.rates):
+            raise LabError(f"rates are {self.rates}; learning rates must be above 0")
+        if len(self.rates) > 1 and self.sweep_steps <= 0:
+            raise LabError("several learning rates need sweep_steps above 0, so that one can be chosen")
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON types, in the order of the fields."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, object]) -> Settings:
+        """The inverse of `as_dict`; unknown names are refused by name."""
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(set(stored) - known)
+        if unknown:
+            raise LabError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})  # type: ignore[arg-type]
+
+
+DEMO_ENCODINGS = ("nope", "sinusoidal", "rope", "alibi", "t5", "shaw")
+
+# demo: one learning rate for all, small enough to be stable for each, so the ten minutes go into training.
+# results: a real sweep, three seeds, ten times the steps.
+PRESETS: dict[str, dict[str, object]] = {
+    "demo": {"seeds": (0, 1), "steps": 300, "batch": 16, "rates": (2e-3,), "budget": 9.0},
+    "results": {
+        "seeds": (0, 1, 2),
+        "steps": 2000,
+        "batch": 16,
+        "rates": (1e-3, 2e-3, 4e-3),
+        "sweep_steps": 400,
+        "budget": None,
+        "validations": 10,
+    },
+}
+
+
+def preset(name: str, task: str, encodings: tuple[str, ...] = DEMO_ENCODINGS, **changes: object) -> Settings:
+    """Settings of a named preset with the given changes; None means "as the preset has it"."""
+    from relpos.lab.errors import unknown as unknown_error
+
+    if name not in PRESETS:
+        raise unknown_error("preset", name, tuple(PRESETS))
+    settings = Settings(task=task, encodings=encodings, preset=name, **PRESETS[name])  # type: ignore[arg-type]
+    return replace(settings, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]

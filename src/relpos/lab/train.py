@@ -1,0 +1,213 @@
+"""Training one model, so that stopping and going on changes nothing in the result.
+
+Everything a step depends on is either a pure function of (settings, seed, step) or in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from relpos.lab.measure import parameter_groups
+from relpos.lab.progress import Notice
+from relpos.lab.settings import Settings
+
+CHECKPOINT = "checkpoint.safetensors"
+SAVE_EVERY = 20.0  # seconds between checkpoints
+UNTIMED = 5  # first steps of a process, spent on warming caches: left out of the speed
+
+
+def fabric() -> Fabric:
+    """One device: a GPU where there is one, else the CPU."""
+    return Fabric(accelerator="auto", devices=1)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over the first share `warmup` of the steps, then a cosine down to a tenth of the peak."""
+    ramp = max(1, round(warmup * steps))
+    if step < ramp:
+        return peak * (step + 1) / ramp
+    done = (step - ramp) / max(1, steps - ramp)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM so that the loop can stop between two steps; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, note) for number in heard}
+    except ValueError:  # not in the main thread, where signals do not arrive
+        previous = {}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model at the end of its training; `diverged` is the step at which the loss stopped being a number."""
+
+    model: nn.Module
+    diverged: int | None
+
+
+class Log:
+    """metrics.jsonl, a line a step; on resume it is cut back to the checkpoint's step."""
+
+    def __init__(self, path: Path, keep_up_to: int) -> None:
+        kept = [json.dumps(line) for line in read_log(path) if line["step"] <= keep_up_to]
+        write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line torn by a kill is dropped."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(line, dict) or not {"step", "loss"} <= line.keys():
+            break
+        lines.append(line)
+    return lines
+
+
+def train_model(
+    task: Any,
+    settings: Settings,
+    encoding: str,
+    seed: int,
+    rate: float,
+    steps: int,
+    folder: Path,
+    progress: Notice,
+    save_every: float = SAVE_EVERY,
+) -> Trained:
+    """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.
+
+    Ctrl-C saves a checkpoint between two steps and raises KeyboardInterrupt.
+    save_every: seconds between checkpoints (has no influence on the weights).
+    """
+    device = fabric()
+    torch.manual_seed(seed)
+    network = task.model(encoding, **settings.model)
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=rate, betas=(0.9, 0.98))
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / CHECKPOINT
+    state: dict[str, Any] = {"step": 0, "diverged": None}
+    wrapped, prepared = device.setup(network, optimizer)
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, network, optimizer)
+    if state["step"] >= steps or state["diverged"] is not None:
+        return Trained(network, state["diverged"])
+    log = Log(folder / "metrics.jsonl", state["step"])
+    try:
+        with stop_requests() as stops:
+            saved, first = time.monotonic(), state["step"]
+            while state["step"] < steps and state["diverged"] is None:
+                line = _step(device, task, settings, wrapped, prepared, state["step"], steps, seed, rate)
+                state["step"] += 1
+                if line["loss"] is None:
+                    state["diverged"] = state["step"]
+                if state["step"] - first <= UNTIMED:
+                    line["seconds"] = None
+                if _validates(state["step"], steps, settings.validations) and state["diverged"] is None:
+                    line["validation"] = validation_loss(task, network)
+                log.write(line)
+                progress(state["step"], steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
+                finished = state["step"] >= steps or state["diverged"] is not None
+                if finished or stops or time.monotonic() - saved >= save_every:
+                    save_checkpoint(checkpoint, network, optimizer, state)
+                    saved = time.monotonic()
+                if stops:
+                    raise KeyboardInterrupt
+    finally:
+        log.close()
+    return Trained(network, state["diverged"])
+
+
+def _step(
+    device: Fabric,
+    task: Any,
+    settings: Settings,
+    model: Any,
+    optimizer: Any,
+    step: int,
+    steps: int,
+    seed: int,
+    peak: float,
+) -> dict[str, Any]:
+    """One step of training and its line in the log; loss None means that it was not a finite number."""
+    batch = device.to_device(task.batch(step, seed, settings.batch))
+    rate = learning_rate(step, steps, peak, settings.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    begin = time.perf_counter()
+    loss = task.loss(model, batch)
+    value = float(loss.detach())
+    if math.isfinite(value):
+        device.backward(loss)
+        device.clip_gradients(model, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - begin
+    tokens = batch.numel()
+    line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
+    return {**line, "seconds": seconds, "tokens": tokens}
+
+
+def _validates(step: int, steps: int, times: int) -> bool:
+    """True at `times` evenly spaced steps, the last among them."""
+    return step * times // steps > (step - 1) * times // steps
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training mode and torch's random state come back afterwards."""
+    random = torch.get_rng_state()
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+        torch.set_rng_state(random)
+
+
+def validation_loss(task: Any, model: nn.Module) -> float | None:
+    """Nats per token on the validation split at the training length; None when it is not a number."""
+    with evaluating(model):
+        loss = float(task.evaluate(model, "validation", task.train_length).loss)
+    return loss if math.isfinite(loss) else None

@@ -1,0 +1,39 @@
+"""A small finished comparison that the tests of this folder read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from relpos.lab.compare import compare
+from relpos.lab.progress import Reporter
+from relpos.lab.report import write_report
+from relpos.lab.run import Run
+from relpos.lab.settings import Settings
+from tests.lab.toy import Toy
+
+ENCODINGS = ("nope", "toy_slope", "toy_turn", "toy_places")
+
+
+def settings(**changes: object) -> Settings:
+    """Small enough to finish in a second."""
+    values: dict[str, object] = {"task": "toy", "encodings": ENCODINGS, "seeds": (0, 1), "steps": 12, "batch": 4}
+    return Settings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(file=open("/dev/null", "w")), quiet=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = compare(Toy(), settings(), tmp_path_factory.mktemp("runs") / "toy", quiet(), command="relpos compare toy")
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
