@@ -79,7 +79,9 @@ class Position:
 
 def _tensor(given: object) -> Tensor:
     try:
-        return torch.as_tensor(given)
+        values = torch.as_tensor(given)
+        plain = values.is_floating_point() and not hasattr(given, "dtype")  # Python floats are float64; torch's default
+        return torch.as_tensor(given, dtype=torch.float64) if plain else values  # would round them to float32
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"positions are a tensor or numbers, got {type(given).__name__} ({error})") from None
 

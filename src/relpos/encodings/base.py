@@ -137,6 +137,11 @@ class Encoding(nn.Module):
                 got = "named positions" if isinstance(position, Mapping) else type(position).__name__
                 allowed = " or ".join(kind.__name__ for kind in self.takes)
                 raise TypeError(f"{type(self).__name__} takes {allowed} positions, got {got}")
+        kinds = {"named" if isinstance(p, Mapping) else type(p).__name__ for p in positions}
+        if len(kinds) > 1:
+            raise TypeError(
+                f"queries and keys have positions of one kind, got {' and '.join(sorted(kinds))}; give both q_pos and k_pos"
+            )
 
 
 def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
