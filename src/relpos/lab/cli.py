@@ -268,7 +268,12 @@ def explain(
     Reporter().say(text)
 
 
-@command(bench, name="attention", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command(
+    bench,
+    name="attention",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def bench_attention(context: typer.Context) -> None:
     """Time and peak memory of attention with encodings, against unbiased and materialised attention.
 
