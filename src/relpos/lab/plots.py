@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from relpos.lab.results import Results, position_curve
+from relpos.lab.results import Learned, Results, position_curve
 
 # Okabe and Ito's palette without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
@@ -123,7 +123,7 @@ def loss_by_position(results: Results) -> Figure:
         if curve is None:
             continue
         style = look(index)
-        smoothed = smooth(curve, max(1, results.train_length // 8))
+        smoothed = smooth(curve, max(1, results.train_length // 2))
         drawn.append(smoothed)
         axes.plot(
             np.arange(1, len(curve) + 1),
@@ -151,13 +151,13 @@ def loss_by_position(results: Results) -> Figure:
     return figure
 
 
-def lag_heatmap(pictures: list[tuple[str, bool, np.ndarray, np.ndarray]]) -> Figure | None:
+def lag_heatmap(pictures: list[Learned]) -> Figure | None:
     """Lag against head, layers one above the other; None when there is nothing but zeros to show."""
-    values = np.concatenate([mean for *_, mean in pictures])
+    values = np.concatenate([picture.values for picture in pictures])
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
     if largest < 1e-9:
         return None
-    lags = pictures[0][2]
+    lags = pictures[0].lags
     height = 0.9 + 0.16 * len(values)
     figure, axes = _figure(5.2, min(max(height, 1.8), 5.0))
     # Strong entries are few (far lags of a steep slope): the scale ends at the 98th percentile so that others show.
@@ -174,9 +174,9 @@ def lag_heatmap(pictures: list[tuple[str, bool, np.ndarray, np.ndarray]]) -> Fig
     axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     edge, ticks = 0, []
-    for name, _, _, mean in pictures:
-        ticks.append((edge + len(mean) / 2, name))
-        edge += len(mean)
+    for picture in pictures:
+        ticks.append((edge + len(picture.values) / 2, picture.name))
+        edge += len(picture.values)
         if edge < len(values):
             axes.axhline(edge, color="#374151", linewidth=0.8)
     axes.set_yticks([at for at, _ in ticks], [name if len(ticks) > 1 else "heads" for _, name in ticks], fontsize=8)
@@ -249,6 +249,8 @@ def _plain_log_ticks(axes: Axes) -> None:
     if high / low < 10:
         axes.yaxis.set_major_locator(FixedLocator(_nice_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(low, high)
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from relpos.lab import plots
 from relpos.lab.checkpoint import write_atomic
 from relpos.lab.errors import RunDirectoryError
-from relpos.lab.results import REMEASURE, Loss, Results, Row, collect, lag_arrays, spread_name
+from relpos.lab.results import REMEASURE, Loss, Results, Row, collect, learned_lags, spread_name
 from relpos.lab.run import Run
 
 KINDS = {
@@ -230,14 +230,14 @@ def _row(results: Results, row: Row, index: int) -> dict[str, Any]:
 
 
 def _lag_picture(results: Results, row: Row, index: int) -> dict[str, Any]:
-    pictures = lag_arrays(results, row)
+    pictures = learned_lags(results, row)
     figure = plots.lag_heatmap(pictures) if pictures else None
     note = ""
     if figure is None:
         refusals = [entry["refused"] for entry in row.records[0]["lags"] if "refused" in entry]
         note = refusals[0] if refusals else "leaves every lag alone"
-    elif not all(exact for _, exact, *_ in pictures):
-        note = "mean over random content, zero at lag 0"
+    else:
+        note = pictures[0].meaning
     return {
         "name": row.encoding,
         "colour": plots.look(index)["color"],

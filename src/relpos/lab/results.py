@@ -167,17 +167,34 @@ def position_curve(row: Row, length: int) -> np.ndarray | None:
     return np.nanmean(np.array(curves, dtype=np.float64), axis=0) if curves else None
 
 
-def lag_arrays(results: Results, row: Row) -> list[tuple[str, bool, np.ndarray, np.ndarray]]:
-    """(name, exact, lags (L,), values (heads, L)) of each encoding in the first seed's model."""
+@dataclass(frozen=True)
+class Learned:
+    """What one encoding of a trained model does to lags: values (heads, lags) in nats, and what they are."""
+
+    name: str
+    lags: np.ndarray
+    values: np.ndarray
+    meaning: str
+
+
+def learned_lags(results: Results, row: Row) -> list[Learned]:
+    """The pictures of each encoding in the first seed's model.
+
+    Where the content decides the sign of the change, its mean says little: then the standard deviation over content,
+    which is how strongly this lag can be told from others, takes its place.
+    """
     folder = results.run.model(row.encoding, row.records[0]["seed"])
     drawn = [entry for entry in row.records[0]["lags"] if "index" in entry]
     if not drawn:
         return []
     try:
         with np.load(io.BytesIO((folder / "lags.npz").read_bytes())) as arrays:
-            return [
-                (entry["name"], entry["exact"], arrays[f"{entry['index']}.lags"], arrays[f"{entry['index']}.mean"])
-                for entry in drawn
-            ]
+            parts = [{part: arrays[f"{e['index']}.{part}"] for part in ("lags", "mean", "spread")} for e in drawn]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise RunDirectoryError(f"{folder / 'lags.npz'} is missing or broken ({error}); {REMEASURE}") from error
+    signless = all(np.nanmax(p["spread"]) > 3 * np.nanmax(np.abs(p["mean"])) for p in parts)
+    meaning = "" if all(entry["exact"] for entry in drawn) else "mean over random content, zero at lag 0"
+    if signless:
+        meaning = "standard deviation over random content, zero at lag 0 (the content decides the sign)"
+    chosen = "spread" if signless else "mean"
+    return [Learned(e["name"], p["lags"], p[chosen], meaning) for e, p in zip(drawn, parts, strict=True)]

@@ -9,20 +9,22 @@ import torch
 
 from relpos import explain
 from relpos.encodings.base import Absolute, Encoding
-from relpos.encodings.registry import fitted
+from relpos.encodings.registry import entry, fitted, signature_of
 from relpos.lab import plots
 from relpos.lab.errors import LabError
 from relpos.lab.lags import lag_picture, line_of_positions
-from relpos.lab.results import collect, lag_arrays
+from relpos.lab.results import collect, learned_lags
 from relpos.lab.run import Run
 
 
 def build(name: str, heads: int, dim: int, causal: bool, length: int, options: dict[str, object]) -> Encoding:
     """An encoding fitted to a layer of these sizes; LabError says which options it lacks or does not take."""
     layer = {"heads": heads, "dim": dim, "model_dim": heads * dim, "causal": causal}
-    lengths = {"max_lag": length, "max_length": 2 * length + 1, "window": (length + 1, length + 1)}
+    wanted = signature_of(entry(name).load()).parameters
+    known = {"max_lag": length, "max_length": 2 * length + 1, "window": (length + 1, length + 1)}
+    lengths = {key: value for key, value in known.items() if key in wanted}
     try:
-        return fitted(name, {**layer, **lengths}, options)
+        return fitted(name, layer, {**lengths, **options})
     except (TypeError, ValueError):  # not every method takes every length: its own defaults then
         try:
             return fitted(name, layer, options)
@@ -50,14 +52,16 @@ def learned_picture(path: Path, name: str) -> bytes:
     rows = [row for row in results.rows if row.encoding == name]
     if not rows:
         raise LabError(f"{path} has no {name}; it has {', '.join(row.encoding for row in results.rows)}")
-    pictures = lag_arrays(results, rows[0])
+    pictures = learned_lags(results, rows[0])
     if not pictures:
         raise LabError(f"{path} holds no lag picture of {name}")
     figure = plots.lag_heatmap(pictures)
     if figure is not None:
         return plots.png(figure)
-    lags, mean = pictures[0][2], pictures[0][3]
-    return plots.png(plots.lag_lines(name, lags, mean, np.zeros_like(mean), "leaves every lag alone"))
+    flat = pictures[0]
+    return plots.png(
+        plots.lag_lines(name, flat.lags, flat.values, np.zeros_like(flat.values), "leaves every lag alone")
+    )
 
 
 def explanation(
