@@ -277,10 +277,10 @@ def explain(
 def bench_attention(context: typer.Context) -> None:
     """Time and peak memory of attention with encodings, against unbiased and materialised attention.
 
-    Sizes, contestants and more: [bold]relpos bench attention -- --help[/bold]
-
-    Example: [bold]relpos bench attention --quick[/bold]
+    Example: [bold]relpos bench attention[/bold]
     """
+    if "--help" in context.args:
+        typer.echo("Example: relpos bench attention --lengths 2048,4096 --causal --no-decode\n")
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
 
 
