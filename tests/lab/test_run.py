@@ -156,5 +156,9 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], mes
 def test_presets_are_whole_and_unknown_ones_are_refused() -> None:
     for name in PRESETS:
         assert len(preset(name, "toy").seeds) >= 2
+    assert preset("demo", "toy", steps=9).budget is None and preset("demo", "toy", budget=3.0).budget == 3.0
+    assert preset("demo", "toy", sizes={"demo": {"steps": 4}}).steps == 4
+    assert preset("demo", "toy", model={"dim": 8}).model == {**PRESETS["demo"]["model"], "dim": 8}
+    assert preset("demo", "toy", rates=(0.1,)).sweep_steps == 0
     with pytest.raises(LabError, match="did you mean 'demo'"):
         preset("demmo", "toy")

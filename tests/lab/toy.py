@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -103,6 +103,9 @@ class Toy:
     source = "made up on the spot; public domain"
     train_length = 16
     multiples: tuple[int, ...] = (1, 2, 4)
+    presets: ClassVar = {
+        name: {"steps": 30, "rates": (0.01,), "model": {}, "budget": 1.0} for name in ("demo", "results")
+    }
 
     def prepare(self, progress: Any = None) -> None:
         if progress is not None:

@@ -36,7 +36,7 @@ Encoding = Annotated[str, typer.Argument(metavar="ENCODING", help="Name of an en
 Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, such as chorales.")]
 Out = Annotated[Path, typer.Option(help="Folder that holds the run directories.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run directory; made from the task by default.")]
-Preset = Annotated[str, typer.Option(help="demo: minutes, one learning rate. results: hours, a sweep and three seeds.")]
+Preset = Annotated[str, typer.Option(help="demo: ten minutes. results: an hour; a larger network and three seeds.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of every model, in place of the preset's.")]
 Budget = Annotated[
     float | None, typer.Option(help="Minutes for everything: lowers the steps, alike for all encodings, until it fits.")
@@ -268,7 +268,12 @@ def explain(
     Reporter().say(text)
 
 
-@command(bench, name="attention", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command(
+    bench,
+    name="attention",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def bench_attention(context: typer.Context) -> None:
     """Time and peak memory of attention with encodings, against unbiased and materialised attention.
 
@@ -297,8 +302,8 @@ def compare_and_report(
     if changes["rates"] is not None:
         changes["rates"] = tuple(numbers(changes["rates"], float, "rates"))
     changes["model"] = assignments(changes["model"]) or None
-    settings = preset(preset_name, task_name, chosen, seeds=seeds, **changes)
     task = known_task(task_name)
+    settings = preset(preset_name, task_name, chosen, getattr(task, "presets", None), seeds=seeds, **changes)
     reporter = Reporter()
     reporter.say("loading the training libraries")
     from relpos.lab.compare import compare as run_comparison

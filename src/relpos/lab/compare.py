@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -96,18 +97,18 @@ def fitting_steps(task: Any, settings: Settings, reporter: Reporter, workers: in
     return steps
 
 
-def _step_seconds(task: Any, settings: Settings, encoding: str, warm: int = 1, timed: int = 3) -> float:
+def _step_seconds(task: Any, settings: Settings, encoding: str, warm: int = 2, timed: int = 5) -> float:
     torch.manual_seed(0)
     model = task.model(encoding, **settings.model)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=1e-4)
-    begin = time.perf_counter()
+    seconds = []
     for step in range(warm + timed):
-        if step == warm:
-            begin = time.perf_counter()
+        begin = time.perf_counter()
         task.loss(model, task.batch(step, 0, settings.batch)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return (time.perf_counter() - begin) / timed
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[warm:])
 
 
 def _sweeps(settings: Settings) -> bool:
@@ -137,13 +138,18 @@ def choose_rates(task: Any, run: Run, reporter: Reporter, crew: Crew = ALONE) ->
         for encoding in settings.encodings
         for rate in settings.rates
     ]
-    perform_all(task, settings, jobs, reporter, crew, lambda job, _: f"validation loss {_trial(job.folder)}")
+    perform_all(task, settings, jobs, reporter, crew, _trial_summary)
     trials: dict[str, dict[str, float | None]] = {encoding: {} for encoding in settings.encodings}
     for job in jobs:
         trials[job.encoding][f"{job.rate:g}"] = _trial(job.folder)
     chosen = {encoding: _best(losses) for encoding, losses in trials.items()}
     write_json(file, {"chosen": chosen, "trials": trials})
     return chosen
+
+
+def _trial_summary(job: Job, _: object) -> str:
+    loss = _trial(job.folder)
+    return "diverged" if loss is None else f"validation loss {loss:.3f}"
 
 
 def _trial(folder: Path) -> float | None:

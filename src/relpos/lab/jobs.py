@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class Crew:
 def perform(task: Any, settings: Settings, job: Job, save_every: float, progress: Notice) -> dict[str, Any] | None:
     """Train, and measure where asked; progress runs from 0 to 1 over both."""
     training = 0.9 if job.measured else 1.0
+    if not job.measured:
+        settings = replace(settings, validations=1)  # a trial is judged by its last loss alone
 
     def train_progress(done: float, total: float, text: str = "") -> None:
         progress(training * done / total, 1.0, text)
@@ -121,7 +123,7 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _, bar in self._steps.values():
+        for _step, bar in self._steps.values():
             bar.close()
         self._stack.close()
 

@@ -59,7 +59,7 @@ class Step:
 class Reporter:
     """Where a command speaks: `say` prints a line, `step` opens a long step; quiet=True says nothing."""
 
-    def __init__(self, console: Console | None = None, every: float = 5.0, quiet: bool = False) -> None:
+    def __init__(self, console: Console | None = None, every: float = 10.0, quiet: bool = False) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.every = every
         self.quiet = quiet

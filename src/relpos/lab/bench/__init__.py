@@ -1,0 +1,13 @@
+"""Time and peak memory of attention, measured against what it competes with and against what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main_attention(arguments: Sequence[str] | None = None, **options: object) -> Path:
+    """What `relpos bench attention` runs: arguments as typed, or options by name. Returns the run directory."""
+    from relpos.lab.bench.command import main
+
+    return main(arguments, **options)
