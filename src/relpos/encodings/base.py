@@ -140,7 +140,7 @@ class Encoding(nn.Module):
         kinds = {"named" if isinstance(p, Mapping) else type(p).__name__ for p in positions}
         if len(kinds) > 1:
             raise TypeError(
-                f"queries and keys have positions of one kind, got {' and '.join(sorted(kinds))}; give both q_pos and k_pos"
+                f"queries and keys have positions of one kind, got {' and '.join(sorted(kinds))}; give both"
             )
 
 

@@ -277,7 +277,9 @@ def explain(
 def bench_attention(context: typer.Context) -> None:
     """Time and peak memory of attention with encodings, against unbiased and materialised attention.
 
-    Example: [bold]relpos bench attention[/bold]
+    Sizes, contestants and more: [bold]relpos bench attention -- --help[/bold]
+
+    Example: [bold]relpos bench attention --quick[/bold]
     """
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
 
