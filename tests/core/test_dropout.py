@@ -124,3 +124,12 @@ def test_invalid_rates(rate: Any) -> None:
 def test_kernels_without_dropout_refuse(kernel: str) -> None:
     with pytest.raises(Refusal, match="dropout"):
         rp.attention(*inputs(), dropout=0.5, kernel=kernel)
+
+
+def test_explaining_draws_nothing() -> None:
+    generator, before = seeded(), seeded().get_state()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    rp.explain(*inputs(), dropout=0.5, generator=generator)
+    rp.explain(*inputs(), dropout=0.5)
+    assert torch.equal(generator.get_state(), before) and torch.equal(torch.get_rng_state(), state)

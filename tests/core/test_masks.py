@@ -271,3 +271,23 @@ def test_packing_equals_the_documents_alone() -> None:
     for a, b in ((0, 5), (5, 8), (8, 12)):
         alone = rp.attention(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], bias(), causal=True)
         torch.testing.assert_close(got[:, :, a:b], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "generic"])
+def test_content_of_masked_tokens_is_never_read(kernel: str) -> None:
+    """FoX sums a gate over the tokens: one NaN of a padded token would reach every later one."""
+    encoding: Any = rp.encoding("fox", heads=2, model_dim=6).double()
+    q, k, v = inputs(2, 2, 7)
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    mask = torch.arange(7)[None] >= torch.tensor([[0], [3]])
+    options: dict[str, Any] = {"causal": True, "key_mask": mask, "kernel": kernel}
+    clean = rp.attention(q, k, v, encoding, content=x, **options)
+    poisoned = x.masked_fill(~mask.unsqueeze(-1), torch.nan)
+    torch.testing.assert_close(rp.attention(q, k, v, encoding, content=poisoned, **options), clean, rtol=0, atol=1e-12)
+    alone = rp.attention(q[1:, :, 3:], k[1:, :, 3:], v[1:, :, 3:], encoding, content=x[1:, 3:], causal=True)
+    torch.testing.assert_close(clean[1:, :, 3:], alone, rtol=0, atol=1e-12)
+    stream, out = rp.Stream(encoding, kernel=kernel), []
+    for a, b in ((0, 4), (4, 5), (5, 7)):
+        parts = [t[:, :, a:b] for t in (q, k, v)]
+        out.append(stream.step(*parts, content=poisoned[:, a:b], key_mask=mask[:, a:b]))
+    torch.testing.assert_close(torch.cat(out, 2), clean, rtol=0, atol=1e-12)

@@ -107,7 +107,7 @@ def test_nothing_quadratic_is_allocated(name: str) -> None:
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_largest_allocation_grows_linearly(name: str) -> None:
     """From n to 2 n it at most doubles (a tile of fixed size does not grow at all)."""
-    small, large = largest(name, N // 2), largest(name, N)
+    small, large = largest(name, N // 4), largest(name, N // 2)
     assert large.bytes <= 2.1 * small.bytes, (small.operation, large.operation)
 
 

@@ -70,11 +70,11 @@ def test_unknown_and_missing_options_say_which_there_are() -> None:
         rp.SelfAttention(8, 2, "learned_bias", encoding_options={"max_lags": 3})
 
 
-def test_defaults_context_and_options_in_rising_order() -> None:
+def test_context_defaults_and_options_in_rising_order() -> None:
     rp.register("toy", ToyBias, reach=4, heads=7)
     assert rp.encoding("toy").heads == 7 and rp.encoding("toy").reach == 4
     found = registry.fitted("toy", {"heads": 2, "dim": 8})
-    assert (found.heads, found.reach) == (2, 4)
+    assert (found.heads, found.reach) == (7, 4)
     found = registry.fitted("toy", {"heads": 2}, {"heads": 5, "reach": 1})
     assert (found.heads, found.reach) == (5, 1)
 

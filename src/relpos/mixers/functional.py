@@ -60,7 +60,7 @@ def attention(
     q_pos, k_pos   positions (see relpos.positions); default: keys 0..n_k-1, queries at their end
     causal         a query sees keys of its own order or earlier: integer positions where given, else tensor order
                    aligned at the end; q_order, k_order (n,) or (batch, n) override it
-    key_mask       bool (batch, n_k), True = real. Masked keys and values are never read, whatever they hold
+    key_mask       bool (batch, n_k), True = real. Masked keys, values and content are never read, whatever they hold
     segments       integers (batch, n_k), or a pair for queries and keys: packed documents do not see each other
     window         w or (left, right): visible lags of the order are -left..right, inclusive; None is no bound
     scale          factor of q.k only; default 1/sqrt(dim), or what the method was defined with (T5: 1)
@@ -104,7 +104,10 @@ def explain(
 
     Takes the arguments of `attention`. Raises what `attention` would raise.
     """
-    with exactly(q):
+    generator = options.get("generator")
+    if generator is not None:
+        options["generator"] = torch.Generator(generator.device).set_state(generator.get_state())
+    with exactly(q), torch.random.fork_rng(devices=[]):  # asking draws no random numbers
         call = _request(q, k, v, encoding, **options)
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))
@@ -157,7 +160,8 @@ def _request(
     elif isinstance(encoding, Pairwise):
         term = encoding
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-    states = {} if term is None else term.prepare(q, k, queries, keys, _digest(term, content, batch, n_q, n_k))
+    kept = None if term is None else _digest(term, content, mask.key_mask, batch, n_k)
+    states = {} if term is None else term.prepare(q, k, queries, keys, kept)
     drop = None if dropout == 0 else Dropout(rate(dropout), _seed(generator))
     return Call(q, k, v, factor, mask, term, states, queries, keys, drop)
 
@@ -240,7 +244,7 @@ def _seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
-def _digest(term: Pairwise, content: Content, batch: int, n_q: int, n_k: int) -> Tensor | None:
+def _digest(term: Pairwise, content: Content, key_mask: Tensor | None, batch: int, n_k: int) -> Tensor | None:
     if not term.needs_content:
         return None
     if content is None:
@@ -253,7 +257,7 @@ def _digest(term: Pairwise, content: Content, batch: int, n_q: int, n_k: int) ->
     if not isinstance(content, Tensor) or content.dim() != 3 or content.shape[:2] != (batch, n_k):
         got = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
         raise ValueError(f"content has shape (batch, n_k, model_dim) = ({batch}, {n_k}, ..), got {got}")
-    return term.digest(content)
+    return term.digest(content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0))
 
 
 def _mask(

@@ -90,7 +90,9 @@ class Stream:
                 raise ValueError(
                     f"{type(encoding).__name__} reads the layer's input: pass content=x, ({batch}, {t}, ..)"
                 )
-            digest = Digest(self._append("content", encoding.digest(content), 1))
+            content = content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0)
+            with exactly(q):
+                digest = Digest(self._append("content", encoding.digest(content), 1))
         out = attention(
             q, keys, values, encoding if isinstance(encoding, Pairwise) else None,
             q_pos=new, k_pos=places, causal=True, key_mask=seen if padded else None, window=self.window,
