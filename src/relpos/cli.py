@@ -4,7 +4,7 @@ import sys
 
 # What the extras lab and music install. Other missing modules are errors of their own and keep their traceback.
 EXTRAS = frozenset(
-    {"lightning", "matplotlib", "music21", "rich", "safetensors", "symusic", "torchmetrics", "typer"},
+    {"jinja2", "lightning", "matplotlib", "music21", "rich", "safetensors", "symusic", "typer"},
 )
 
 
