@@ -7,6 +7,7 @@ over tiles of keys, and in the backward pass recomputes every tile from the log-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from relpos.kernels.call import Call, computing, exactly, once
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
 QUERIES, KEYS = 256, 1024
+LOG2E = math.log2(math.e)
 
 
 def generic(call: Call) -> Tensor:
@@ -58,9 +60,12 @@ def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Ti
 
 
 def _exp(score: Tensor) -> Tensor:
-    """exp in place, 0 where the weight could not count: denormal weights would slow every product after them."""
+    """exp in place, by exp2, which runs several times as fast on the CPU; 0 where a weight would be denormal.
+
+    Such a weight could not count, and would slow every product after it.
+    """
     floor = -80.0 if score.dtype == torch.float32 else -700.0
-    return torch.threshold_(score, floor, -torch.inf).exp_()
+    return torch.threshold_(score, floor, -torch.inf).mul_(LOG2E).exp2_()
 
 
 def _keep(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:

@@ -72,7 +72,7 @@ def attention(
 
     Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to.
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
-    once: differentiating it again raises.
+    once: differentiating it again raises, but under kernel="dense", which auto takes for small calls.
     """
     with exactly(q):
         request = _request(
