@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import State, Tile, diagonal_sums, skew, toeplitz, unskew
+from relpos.encodings.base import State, Tile
+from relpos.encodings.diagonals import diagonal_sums, skew, toeplitz, unskew
 from relpos.positions import Grid, Index
 from tests.core.naive import ToyBias
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.positions import Grid, Index, Position, Positions, Times
 
 Along = Literal["lag", "query", "key", "whole"]
@@ -76,37 +77,6 @@ class Tile:
         """The part of the state that this tile needs, a view."""
         span = self.span(state.along)
         return state.tensor if span is None else state.tensor.narrow(state.axis, *span)
-
-
-def toeplitz(generator: Tensor, n_q: int) -> Tensor:
-    """(.., n_q + n_k - 1) with index j - i + n_q - 1 to the matrix (.., n_q, n_k), as a view of a flipped copy."""
-    n_k = generator.shape[-1] - n_q + 1
-    return generator.unfold(-1, n_k, 1).flip(-2)
-
-
-def diagonal_sums(matrix: Tensor) -> Tensor:
-    """The transpose of `toeplitz`: (.., n_q, n_k) to (.., n_q + n_k - 1), the sums over equal j - i."""
-    n_q, n_k = matrix.shape[-2:]
-    width = n_q + n_k - 1
-    skewed = nn.functional.pad(matrix.flip(-2), (0, n_q))  # row r moves right by r
-    flat = skewed.flatten(-2)[..., : n_q * width] if n_q else skewed.flatten(-2)
-    return flat.view(*flat.shape[:-1], n_q, width).sum(-2)
-
-
-def skew(product: Tensor, t_k: int) -> Tensor:
-    """(.., t_q, t_q + t_k - 1), each row by lag index, to (.., t_q, t_k): row i reads from t_q - 1 - i on. A view."""
-    t_q, width = product.shape[-2:]
-    product = product.contiguous()
-    strides = (*product.stride()[:-2], width - 1, 1)
-    return product.as_strided((*product.shape[:-1], t_k), strides, product.storage_offset() + t_q - 1)
-
-
-def unskew(matrix: Tensor) -> Tensor:
-    """The transpose of `skew`: (.., t_q, t_k) to (.., t_q, t_q + t_k - 1), zeros where no key has that lag."""
-    t_q, t_k = matrix.shape[-2:]
-    out = matrix.new_zeros(*matrix.shape[:-1], t_q + t_k - 1)
-    skew(out, t_k).copy_(matrix)
-    return out
 
 
 class Encoding(nn.Module):

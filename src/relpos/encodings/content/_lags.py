@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import ContentBias, Slices, State, States, Tile, consecutive, skew, unskew
+from relpos.encodings.base import ContentBias, Slices, State, States, Tile, consecutive
 from relpos.encodings.bias.learned import Beyond
+from relpos.encodings.diagonals import skew, unskew
 from relpos.positions import Index, Positions
 
 

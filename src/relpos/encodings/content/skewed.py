@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from relpos.encodings.base import skew, unskew
+from relpos.encodings.diagonals import skew, unskew
 
 
 def from_queries(q: Tensor, vectors: Tensor) -> Tensor:
