@@ -283,25 +283,32 @@ NAMED: dict[str, type[Position]] = {
 
 
 def as_positions(
-    given: object, n: int, start: int, name: str, device: torch.device, batch: int | None = None
+    given: object,
+    n: int,
+    start: int,
+    name: str,
+    device: torch.device,
+    batch: int | None = None,
+    grid: bool = False,
 ) -> Positions:
     """Turns what a caller may pass as q_pos or k_pos into positions.
 
     None means the consecutive integers start..start+n-1; an integer tensor is `Index`, a floating one `Times`, an
     integer tensor (n, axes) or (batch, n, axes) a `Grid`; a dict gives named positions, where a name other than
-    index, time, place, profile and mark is a level of `Labels`.
+    index, time, place, profile and mark is a level of `Labels`. Integers (n, n) are n rows of `Index`, unless `grid`
+    says that only cells make sense here.
     """
     if given is None:
         return Index.arange(n, start, device=device)
     if isinstance(given, Mapping):
         return {
-            str(key): _sized(_guess(value, n, str(key)), n, f"{name}[{key!r}]", device, batch)
+            str(key): _sized(_guess(value, n, str(key), grid), n, f"{name}[{key!r}]", device, batch)
             for key, value in given.items()
         }
-    return _sized(_guess(given, n, None), n, name, device, batch)
+    return _sized(_guess(given, n, None, grid), n, name, device, batch)
 
 
-def _guess(given: object, n: int, named: str | None) -> Position:
+def _guess(given: object, n: int, named: str | None, grid: bool) -> Position:
     if isinstance(given, Position):
         return given
     values = _tensor(given)
@@ -309,7 +316,7 @@ def _guess(given: object, n: int, named: str | None) -> Position:
         return NAMED.get(named, Labels)(values)
     if values.is_floating_point():
         return Times(values)
-    if values.dim() == 3 or (values.dim() == 2 and values.shape[-1] != n and values.shape[0] == n):
+    if values.dim() == 3 or (values.dim() == 2 and values.shape[0] == n and (grid or values.shape[-1] != n)):
         return Grid(values)
     return Index(values)
 

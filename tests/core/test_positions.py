@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import relpos as rp
+
 from relpos.positions import EARTH_RADIUS_KM, Grid, Index, Labels, Places, Position, Profiles, Times, as_positions
 
 CPU = torch.device("cpu")
@@ -150,3 +152,22 @@ def test_refusals(call: Any, message: str) -> None:
 def test_the_base_has_no_values_of_its_own() -> None:
     with pytest.raises(NotImplementedError):
         Position(torch.zeros(3))
+
+
+def test_cells_of_a_square_number_are_not_mistaken_for_rows() -> None:
+    """Two cells of two axes have the shape of two rows of two integers; an encoding of grids knows which is meant."""
+    torch.manual_seed(0)
+    swin = rp.encodings.SwinBias(2, (2, 2))
+    q, k, v = (torch.randn(2, 2, 2, 4) for _ in range(3))
+    cells = torch.tensor([[0, 0], [1, 1]])
+    raw = rp.attention(q, k, v, swin, q_pos=cells, k_pos=cells)
+    assert torch.equal(raw, rp.attention(q, k, v, swin, q_pos=Grid(cells), k_pos=Grid(cells)))
+
+
+def test_the_channel_called_index_orders_tokens_of_named_positions() -> None:
+    q, k, v = (torch.randn(1, 2, 4, 4) for _ in range(3))
+    later = torch.tensor([3, 2, 1, 0])
+    named = {"index": later, "time": torch.tensor([0.0, 1.0, 2.0, 3.0])}
+    nope = rp.encodings.NoPE()
+    out = rp.attention(q, k, v, nope, q_pos=named, k_pos=named, causal=True)
+    torch.testing.assert_close(out, rp.attention(q, k, v, q_order=later, k_order=later, causal=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from relpos.kernels import choose
 from relpos.kernels.call import Call, exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
-from relpos.positions import Index, Positions, as_positions
+from relpos.positions import Grid, Index, Positions, as_positions
 
 Window = int | tuple[int | None, int | None]
 
@@ -138,8 +139,9 @@ def _request(
 ) -> Call:
     batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
     encoding = _resolve(encoding, heads, dim, causal)
-    queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch)
-    keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch)
+    grid = encoding is not None and Grid in encoding.takes and Index not in encoding.takes
+    queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch, grid)
+    keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch, grid)
     if encoding is not None:
         encoding.check_positions(queries, keys)
         for tensor in (*encoding.parameters(), *encoding.buffers()):
@@ -281,9 +283,9 @@ def _mask(
     if q_order is not None or k_order is not None:
         q_order, k_order = (_order(x, n, batch, device) for x, n in ((q_order, n_q), (k_order, n_k)))
         offset = consecutive(Index(q_order), Index(k_order))
-    elif isinstance(queries, Index) and isinstance(keys, Index):
-        offset = consecutive(queries, keys) if n_q and n_k else offset
-        q_order, k_order = queries.values, keys.values
+    elif isinstance(q_index := _index(queries), Index) and isinstance(k_index := _index(keys), Index):
+        offset = consecutive(q_index, k_index) if n_q and n_k else offset
+        q_order, k_order = q_index.values, k_index.values
     if offset is not None:  # bounds that hide nothing are no bounds: a single query at the end is not "causal"
         right = None if right is None or offset + right >= n_k - 1 else right
         left = None if left is None or offset + n_q - 1 - left <= 0 else left
@@ -292,6 +294,11 @@ def _mask(
     q_segments, k_segments = _segments(segments, batch, n_q, n_k, device)
     real = check_key_mask(key_mask, batch, n_k, device)
     return Mask(n_q, n_k, offset or 0, left, right, q_order, k_order, real, q_segments, k_segments)
+
+
+def _index(positions: Positions) -> object:
+    """The channel that orders tokens: the positions themselves, or the one called index."""
+    return positions.get("index") if isinstance(positions, Mapping) else positions
 
 
 def _window(window: Window | None) -> tuple[int | None, int | None]:
