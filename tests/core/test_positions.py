@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relpos as rp
-
 from relpos.positions import EARTH_RADIUS_KM, Grid, Index, Labels, Places, Position, Profiles, Times, as_positions
 
 CPU = torch.device("cpu")
