@@ -21,7 +21,7 @@ TOYS: dict[str, Any] = {
     "toy_bias": ToyBias,
     "toy_row": ToyRow,
     "toy_content": ToyContent,
-    "toy_turn": ToyTurn,
+    "toy_rotation": ToyTurn,
     "toy_ramp": Ramp,
 }
 RELATIVE = [name for name in TOYS if name != "toy_ramp"]
@@ -51,7 +51,7 @@ def test_in_every_kernel(kernel: str, name: str) -> None:
     try:
         got = rp.attention(q, k, v, encoding, causal=True, kernel=kernel, q_pos=q_pos, k_pos=k_pos)
     except Refusal as refusal:
-        allowed = {"fused": {"toy_turn"}, "hankel": {"toy_bias", "toy_turn"}}
+        allowed = {"fused": {"toy_rotation"}, "hankel": {"toy_bias", "toy_rotation"}}
         assert name not in allowed[kernel], refusal
         return
     agree(got, want, [q, k, v, *encoding.parameters()])
@@ -80,7 +80,7 @@ def test_listed_and_explained(name: str) -> None:
     described = rp.names()[name]
     cls = TOYS[name]
     assert described.cls == cls.__name__ and described.form == cls.form and described.summary
-    assert described.fused == (name in ("toy_turn", "toy_ramp")) and described.decoding
+    assert described.fused == (name in ("toy_rotation", "toy_ramp")) and described.decoding
     assert getattr(rp.encodings, cls.__name__) is cls
     encoding = registry.fitted(name, KNOWN)
     if name == "toy_ramp":
@@ -88,7 +88,7 @@ def test_listed_and_explained(name: str) -> None:
             rp.explain(*inputs(1, 2, 300), encoding)
         return
     said = rp.explain(*inputs(1, 2, 300), encoding)
-    assert said.kernel == ("fused" if name == "toy_turn" else "tiled")
+    assert said.kernel == ("fused" if name == "toy_rotation" else "tiled")
     assert (cls.__name__ in said.reason) == (name in ("toy_row", "toy_content"))
 
 
@@ -105,7 +105,7 @@ needs_lab = pytest.mark.skipif(
 
 
 @needs_lab
-@pytest.mark.parametrize("name", ["toy_bias", "toy_turn"])
+@pytest.mark.parametrize("name", ["toy_bias", "toy_rotation"])
 def test_show(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`relpos show` draws an encoding that it has never heard of."""
     testing = pytest.importorskip("typer.testing")

@@ -83,11 +83,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": (0, 1, 2),
         "steps": 5000,
         "batch": 8,
-        "rates": (1e-3, 3e-3, 8e-3),
-        "sweep_steps": 800,
+        "rates": (3e-3, 8e-3),
+        "sweep_steps": 500,
         "budget": None,
         "validations": 10,
-        "model": {"dim": 96, "depth": 3, "heads": 4},
+        "model": {"dim": 64, "depth": 2, "heads": 2},
     },
 }
 
