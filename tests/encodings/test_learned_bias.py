@@ -44,4 +44,12 @@ class TestNoPE(EncodingCase):
         return q @ k.transpose(-1, -2) / self.dim**0.5
 
     def test_refuses_what_does_not_fit(self) -> None:
-        pytest.skip("takes any position")
+        """It takes positions of every kind, and so refuses only those that no encoding could use."""
+        q, k, v, content = self.inputs(4, 4)
+        want = self.run(self.build(), q, k, v, content)
+        for pos in (rp.positions.Grid.of(2, 2), torch.rand(4).sort().values, {"index": torch.arange(4)}):
+            assert torch.equal(self.run(self.build(), q, k, v, content, q_pos=pos, k_pos=pos), want)
+        with pytest.raises(ValueError, match="NaN"):
+            self.run(self.build(), q, k, v, content, q_pos=torch.tensor([0.0, 1.0, float("nan"), 2.0]))
+        with pytest.raises(ValueError, match="5 positions"):
+            self.run(self.build(), q, k, v, content, q_pos=torch.arange(5))
