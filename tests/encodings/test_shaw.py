@@ -252,3 +252,20 @@ def test_scale_of_the_tables_at_birth() -> None:
     bound = (6 / (2 * 50 + 1 + 16)) ** 0.5
     for table in rp.encodings.Shaw(16, 50).parameters():
         assert 0.9 * bound < table.abs().max() <= bound
+
+
+@pytest.mark.parametrize("n", [5, 600])
+@pytest.mark.parametrize("name", ["Shaw", "MusicTransformer"])
+def test_values_of_another_width_are_refused_in_words(name: str, n: int) -> None:
+    q, v = torch.randn(1, 2, n, 8), torch.randn(1, 2, n, 12)
+    with_values = {
+        "Shaw": rp.encodings.Shaw(8, 3),
+        "MusicTransformer": rp.encodings.MusicTransformer(2, 8, 3, values=True),
+    }
+    without = {
+        "Shaw": rp.encodings.Shaw(8, 3, values=False),
+        "MusicTransformer": rp.encodings.MusicTransformer(2, 8, 3),
+    }
+    with pytest.raises(ValueError, match="width 8 to the values, v has width 12"):
+        rp.attention(q, q, v, with_values[name], causal=True)
+    assert rp.attention(q, q, v, without[name], causal=True).shape == v.shape

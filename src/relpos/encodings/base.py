@@ -148,6 +148,10 @@ class Pairwise(Encoding):
         """The term of one tile, (batch or 1, heads, t_q, t_k). Pure: reads only its arguments."""
         raise NotImplementedError
 
+    def value_width(self) -> int | None:
+        """The width that v must have for `value_term`, None where any will do."""
+        return None
+
     def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
         """What is added to the output, (batch, heads, t_q, dim_v), linear in the weights p; None for nothing."""
         return None

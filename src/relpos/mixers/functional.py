@@ -164,6 +164,12 @@ def _request(
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     kept = None if term is None else _digest(term, content, mask.key_mask, batch, n_k)
     states = {} if term is None else term.prepare(q, k, queries, keys, kept)
+    wide = None if term is None else term.value_width()
+    if wide is not None and v.shape[-1] != wide:
+        raise ValueError(
+            f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "
+            "build it with values=False, or project v to that width"
+        )
     drop = None if dropout == 0 else Dropout(rate(dropout), _seed(generator))
     return Call(q, k, v, factor, mask, term, states, queries, keys, drop)
 
