@@ -79,6 +79,18 @@ class Tile:
         return state.tensor if span is None else state.tensor.narrow(state.axis, *span)
 
 
+class Tail(NamedTuple):
+    """How a bias ends: beyond `reach` tokens it goes on as a straight line, so that its exponential is geometric.
+
+    bias(lag) = bias(-reach) - rates[:, 0] * (-lag - reach) for lag <= -reach, keys before the query, and
+    bias(lag) = bias(+reach) - rates[:, 1] * (lag - reach) for lag >= reach. Linear attention then needs a band of
+    that width and running sums, and decodes in constant time a token.
+    """
+
+    reach: int
+    rates: Tensor | None = None  # (heads, 2) >= 0, nats a token, without gradient; None: constant on both sides
+
+
 class Encoding(nn.Module):
     """Base of everything that says what a lag does."""
 
@@ -231,6 +243,10 @@ class Bias(RowBias):
         of lag j - i, up to a term of the query alone (softmax ignores it) where it is `causal_only`."""
         return None
 
+    def tail(self) -> Tail | None:
+        """Where the bias becomes a straight line, None where it never does."""
+        return None
+
     def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:
         """The generator: the bias of every lag that occurs.
 
@@ -335,6 +351,11 @@ class Transform(Encoding):
     form = "Transform"
     mixers = ("softmax", "kernelized")
     side: ClassVar[Literal["before", "after"]] = "after"  # of the feature map, in kernelised attention
+    plain_denominator: ClassVar[bool] = False  # after the feature map: transforms the numerator only (RoFormer, eq. 19)
+
+    def width_after(self, dim: int) -> int:
+        """Width of what `encode_q` and `encode_k` return for vectors of width dim."""
+        return dim
 
     def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> Any:
         """What must be fixed for a whole sequence, None where nothing is."""

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Bias, check_heads
+from relpos.encodings.base import Bias, Tail, check_heads
 
 Rule = Literal["author", "geometric"]
 
@@ -92,6 +92,11 @@ class ALiBi(FixedBias):
     def at(self, lag: Tensor) -> Tensor:
         distance = lag.abs() if self.symmetric else (-lag).clamp(min=0)
         return -self.slopes.view(-1, *[1] * lag.dim()) * distance
+
+    def tail(self) -> Tail:
+        """Straight from lag 0 on."""
+        after = self.slopes if self.symmetric else torch.zeros_like(self.slopes)
+        return Tail(0, torch.stack([self.slopes, after], -1))
 
     def exact_channels(self, n: int, dtype: torch.dtype, scale: float, causal: bool, pieces: int) -> Stored | None:
         """+m_h j as base-128 digits of j, a constant a row away from -m_h (i - j); None where it is not of finite rank.

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import Bias, check_heads, positive
+from relpos.encodings.base import Bias, Tail, check_heads, positive
 
 Beyond = Literal["clip", "zero", "error"]
 
@@ -60,6 +60,10 @@ class LearnedBias(Bias):
         index, inside = table_index(lag, self.max_lag, self.beyond, "LearnedBias")
         bias = self.table[:, index]
         return bias if inside is None else bias * inside
+
+    def tail(self) -> Tail | None:
+        """Constant past the table, where it does not refuse."""
+        return None if self.beyond == "error" else Tail(self.max_lag + (self.beyond == "zero"))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, max_lag={self.max_lag}, beyond={self.beyond!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import Bias, check_heads, positive
+from relpos.encodings.base import Bias, Tail, check_heads, positive
 
 
 def thresholds(side: int, max_distance: int) -> list[int]:
@@ -87,6 +87,10 @@ class T5Bias(Bias):
     def at(self, lag: Tensor) -> Tensor:
         table = self.table if self.table.dtype.itemsize >= 4 else self.table.float()
         return table.t()[:, self.buckets_of(lag)]
+
+    def tail(self) -> Tail:
+        """The last bucket of each side holds every distance from its first on."""
+        return Tail(int(self.first[-1]))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, buckets={self.buckets}, max_distance={self.max_distance}, causal={self.causal}"
