@@ -38,6 +38,7 @@ Logs = Callable[[int], Tensor]  # n to (heads or 1, n): the bias of the keys 0, 
 CROSSOVER = 8192  # tokens; below, reading every cached row is cheaper than preparing what future rows will need
 MEMORY = 2**27  # bytes of prepared future a stream
 ROOM = 2**22  # scores held at once while a chunk is worked off
+SHORTEST, LONGEST = 64, 1024  # tokens of a block of free sums
 BATCHED = 64  # rows that are moved into a running sum at once, at least
 SUNK = 40.0  # nats that a row's own key may lie below the largest weight before float32 loses it
 LEAK = {torch.float32: 3.0, torch.float64: 9.0}  # the same for an FFT, whose errors are relative to its largest weight
@@ -52,6 +53,7 @@ class OnlineSums:
         self.work = 0  # multiply-adds so far over batch and heads; an FFT of length N counts 2.5 N log2 N a column
         self.rows = Rows()
         self.wide = False  # float32 inputs are summed in float64
+        self.masked = False  # set by who masks rows (zeros in fk and x): see FreeSums
         self._spread = 0.0  # nats from a row's own key up to the largest weight, worst head
         self._cached: Tensor | None = None
 
@@ -203,12 +205,11 @@ class FreeSums(OnlineSums):
     In gradient mode, too, the cache is read directly. A bias that refuses lags is asked for those it has.
     """
 
-    def __init__(self, logs: Logs, *, block: int | None = None, crossover: int = CROSSOVER, memory: int = MEMORY):
+    def __init__(self, logs: Logs, *, block: int | None = None, crossover: int | None = None, memory: int = MEMORY):
         super().__init__(logs)
         if block is not None and (block < 2 or block & (block - 1)):
             raise ValueError(f"block is a power of two of at least 2, got {block}")
-        self.block, self.crossover, self.memory = block or 0, crossover, memory
-        self.masked = False  # set by who masks rows
+        self.block, self.crossover, self.memory = block or 0, CROSSOVER if crossover is None else crossover, memory
         self.slab = 0
         self.future: Tensor | None = None  # (batch, heads, m, w, rows), of rows self.start and on
         self.start = 0
@@ -295,7 +296,7 @@ class FreeSums(OnlineSums):
         """Sizes of the block and of the slab, from the first rows."""
         (batch, heads, _, m), w = fq.shape, x.shape[-1]
         if not self.block:  # where one more level of FFTs costs what reading half a block costs
-            self.block = min(1024, max(64, 1 << round(math.log2(45 * m * w / (m + w)))))
+            self.block = min(LONGEST, max(SHORTEST, 1 << round(math.log2(45 * m * w / (m + w)))))
         rows = self.memory // max(1, batch * heads * m * w * fq.element_size())
         self.slab = max(self.block, 1 << max(rows, 1).bit_length() - 1)
 
