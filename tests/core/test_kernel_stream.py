@@ -215,7 +215,7 @@ def test_positions_with_gaps(name: str, kernel: str) -> None:
         if kernel == "auto" and name != "kerple":
             with pytest.raises(ValueError, match='kernel="direct"'):
                 decode(stream, tensors, [40, 1], position=position)
-            assert stream.length == 246 or stream.length < 260
+            assert stream.length == 246  # the steps of 40 and 1 in turn, up to the gap
             return
         got = decode(stream, tensors, [40, 1], position=position)
     torch.testing.assert_close(got, dense(*tensors, make(name), phi(), position=position), rtol=0, atol=1e-10)
@@ -267,8 +267,8 @@ def test_what_is_kept_does_not_grow() -> None:
         stream = KernelStream(make(name), features=phi())
         seen = set()
         with torch.no_grad():
-            for turn in range(12):
-                stream.step(*inputs(1, HEADS, 200, dim=DIM, seed=turn))
+            for turn in range(8):
+                stream.step(*inputs(1, HEADS, 300, dim=DIM, seed=turn))
                 for sums in (stream._sums, stream._below):
                     if sums is not None:
                         assert isinstance(sums, BandSums) and sums.state is not None

@@ -259,5 +259,7 @@ def test_the_object_decides_by_the_reach() -> None:
     assert isinstance(online_sums(zeros, Tail(128)), BandSums)
     assert isinstance(online_sums(zeros, Tail(CROSSOVER + 1)), FreeSums)
     assert isinstance(online_sums(zeros, None), FreeSums)
+    with pytest.raises(ValueError, match="cannot be summed as it goes"):
+        FreeSums(lambda n: 70.0 * torch.arange(n).view(1, -1)).step(*rows(10))
     with pytest.raises(ValueError, match="power of two"):
         FreeSums(zeros, block=12)

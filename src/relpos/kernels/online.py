@@ -41,6 +41,7 @@ ROOM = 2**22  # scores held at once while a chunk is worked off
 SHORTEST, LONGEST = 64, 1024  # tokens of a block of free sums
 BATCHED = 64  # rows that are moved into a running sum at once, at least
 SUNK = 40.0  # nats that a row's own key may lie below the largest weight before float32 loses it
+DEEPEST = 600.0  # before float64 does
 LEAK = {torch.float32: 3.0, torch.float64: 9.0}  # the same for an FFT, whose errors are relative to its largest weight
 
 
@@ -83,6 +84,17 @@ class OnlineSums:
         if not self.wide:
             self.wide = True
             self._apply(lambda held: held.double())
+
+    def _measure(self, logs: Tensor, peak: Tensor, enough: float) -> None:
+        """How far a row's own key, which it always has, may lie below the largest weight; float64 beyond `enough`."""
+        self._spread = float((peak - logs.detach()[:, 0]).max())
+        if DEEPEST < self._spread < math.inf:
+            raise ValueError(
+                f"a bias that rises {self._spread:.0f} nats above that of lag 0 cannot be summed as it goes, "
+                f"{DEEPEST:.0f} is the most; the softmax stream takes any"
+            )
+        if self._spread > enough:
+            self._widen()
 
     def _near(self, fq: Tensor, start: int, c: Tensor) -> Tensor:
         """Rows of the newest t tokens against what is cached from `start` on; c as `_in_order` returns it."""
@@ -136,8 +148,7 @@ class BandSums(OnlineSums):
         logs = self.logs(self.reach + 1).double()
         self.rates = self.rates.to(logs.device)
         peak = peak_of(logs)
-        if float((peak - logs.detach()[:, 0]).max()) > SUNK:
-            self._widen()
+        self._measure(logs, peak, SUNK)
         logs = logs - peak.unsqueeze(-1)
         self._last = logs[:, -1:]
         beyond = torch.arange(1, 2 * self.batched + 1, dtype=torch.float64, device=logs.device)
@@ -254,9 +265,7 @@ class FreeSums(OnlineSums):
     def _weigh(self, logs: Tensor) -> None:
         logs = logs.double()
         peak = peak_of(logs)
-        self._spread = float((peak - logs.detach()[:, 0]).max())
-        if self._spread > LEAK[torch.float32]:
-            self._widen()
+        self._measure(logs, peak, LEAK[torch.float32])
         self._rescale(peak)
         self._c = (logs - peak.unsqueeze(-1)).exp()
         self._cached, self._known = self._in_order(self._c), logs.shape[1]
@@ -304,7 +313,7 @@ class FreeSums(OnlineSums):
     def _advance(self, heads: int) -> None:
         """Prepares the next block, at the end of one."""
         steps = self._schedule()
-        self._know(self.length, sum(steps[-1][:2]))
+        self._know(self.length, sum(steps[0][:2]))
         for t, size, chunks in steps if self.future is None else steps[-1:]:
             self._prepare(t, size, chunks, heads)
         assert self.future is not None
