@@ -130,6 +130,16 @@ def test_equals_the_definition(name: str, chunks: list[int]) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
+def test_equals_linear_attention() -> None:
+    """Prompt in parallel, the rest in a stream: both are the same function."""
+    tensors = inputs(2, HEADS, 270, dim=DIM, dim_v=3, kv_heads=2)
+    for name in ENCODINGS:
+        with torch.no_grad():
+            want = rp.linear_attention(*tensors, make(name), features=phi(), causal=True)
+            got = decode(KernelStream(make(name), features=phi()), tensors, [200, 1])
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 31, 257, 1000])
 @pytest.mark.parametrize("name", ["clip", "table", "rope"])
 def test_lengths(name: str, n: int) -> None:
@@ -292,9 +302,9 @@ def test_a_table_that_ends() -> None:
 
 def test_bad_input() -> None:
     q, k, v = inputs(2, HEADS, 3, dim=DIM)
-    with pytest.raises(TypeError, match="Bias or Transform"):
+    with pytest.raises(TypeError, match="no meaning in kernelized"):
         KernelStream(ToyContent(HEADS, DIM), features=phi())
-    with pytest.raises(TypeError, match="acts on the input"):
+    with pytest.raises(TypeError, match="is absolute"):
         KernelStream(E("sinusoidal", model_dim=8), features=phi())
     with pytest.raises(TypeError, match=r"relpos\.features"):
         KernelStream(None, features="prf")  # type: ignore[arg-type]

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Absolute, Bias, Encoding, Tail, Transform
+from relpos.encodings.base import Bias, Encoding, Tail, Transform
 from relpos.features import Features
 from relpos.kernels.cached import PairSums, Rows
 from relpos.kernels.call import computing, exactly
 from relpos.kernels.online import BandSums, FreeSums, Logs, online_sums
-from relpos.mixers.functional import check_key_mask, check_tensors
+from relpos.mixers.functional import check_device, check_key_mask, check_tensors, resolve
+from relpos.mixers.linear import Decay, ratio, unit_rows
 from relpos.mixers.order import Order
 from relpos.positions import Position, Positions, as_positions
 
@@ -49,19 +50,16 @@ class KernelStream:
         codes: Any = None,
         kernel: str = "auto",
     ) -> None:
-        if isinstance(encoding, Absolute):
-            raise TypeError(f"{type(encoding).__name__} acts on the input; a stream takes relative encodings or None")
         if not isinstance(encoding, Encoding | None):
             raise TypeError(f"encoding is a relpos Encoding or None, got {type(encoding).__name__}")
-        if encoding is not None and not ("kernelized" in encoding.mixers and isinstance(encoding, Bias | Transform)):
-            raise TypeError(f"{type(encoding).__name__} is no Bias or Transform with a meaning in kernelized attention")
         if not isinstance(features, Features):
             raise TypeError(f"features is one of relpos.features, such as PRF(dim, 16), got {type(features).__name__}")
         if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
             raise ValueError(f"temperature is a finite number above 0, got {temperature!r}")
         if kernel not in ("auto", "direct"):
             raise ValueError(f'kernel is "auto" or "direct", got {kernel!r}')
-        self.encoding, self.features, self.temperature = encoding, features, float(temperature)
+        self.encoding = resolve(encoding, getattr(encoding, "heads", 1), 0, True, "kernelized")
+        self.features, self.temperature = features, float(temperature)
         self.codes, self.kernel = codes, kernel
         self.reset()
 
@@ -128,9 +126,11 @@ class KernelStream:
                 "this step's batch, heads, kv_heads, dim, dim_v and dtype are "
                 f"{like}, the stream holds {self._like}; start a new stream (or reset) for another batch"
             )
-        owned = getattr(self.encoding, "heads", None)
-        if isinstance(owned, int) and owned != q.shape[1]:
-            raise ValueError(f"{type(self.encoding).__name__} was built for {owned} heads, q has {q.shape[1]}")
+        if not self._like:
+            resolve(self.encoding, q.shape[1], q.shape[3], True, "kernelized")
+            for module in (self.features, self.encoding):
+                if module is not None:
+                    check_device(module, q)
         return like
 
     def _output(self, q: Tensor, k: Tensor, v: Tensor, new: Positions, order: Order, key_mask: Tensor | None) -> Tensor:
@@ -143,7 +143,7 @@ class KernelStream:
         x = x if hidden is None else x.masked_fill(hidden, 0)
         fk = fk if hidden is None else fk.masked_fill(hidden, 0)
         if isinstance(self.encoding, Bias) and (self._pairs is not None or not order.consecutive):
-            return _ratio(self._paired(fq, fk, x, new))
+            return ratio(self._paired(fq, fk, x, new))
         if self._sums is None:
             self._sums = self._make(q.device)
         sums = [(self._sums, fq, fk, x)]
@@ -154,13 +154,13 @@ class KernelStream:
         for held, *_ in sums:
             held.masked |= hidden is not None
         y, *below = (held.step(*parts) for held, *parts in sums)
-        return _ratio(torch.cat([y[..., :-1], *below], -1) if below else y)
+        return ratio(torch.cat([y[..., :-1], *below], -1) if below else y)
 
     def _features(self, q: Tensor, k: Tensor, new: Positions) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """What is summed of queries and of keys; and of the denominator, where that is something else."""
         encoding, dtype = self.encoding, computing(q.dtype)
         scale = self.features.scale(q.shape[-1]) / self.temperature
-        q, k = (_unit(x.to(dtype)) if self.features.normalize else x.to(dtype) for x in (q, k))
+        q, k = (unit_rows(x.to(dtype)) if self.features.normalize else x.to(dtype) for x in (q, k))
         if isinstance(encoding, Transform):
             self.codes = encoding.make_codes(new, new) if self.codes is None else self.codes
             if encoding.side == "before":
@@ -207,14 +207,11 @@ class KernelStream:
 
 def _generator(encoding: Encoding | None, device: torch.device) -> tuple[Logs, Tail | None]:
     """The bias by tokens back, and how it ends."""
-    if isinstance(encoding, Bias):
-        return lambda n: encoding.lags(1, n, n - 1).flip(-1), encoding.tail()
     rates = encoding.decay() if isinstance(encoding, Transform) else None
-    if rates is None:
+    bias = encoding if rates is None else Decay(rates)
+    if not isinstance(bias, Bias):
         return lambda n: torch.zeros(1, n, device=device), Tail(0)
-    return lambda n: -rates.double().unsqueeze(1) * torch.arange(n, device=rates.device), Tail(
-        0, torch.stack([rates, rates], -1)
-    )
+    return lambda n: bias.lags(1, n, n - 1).flip(-1), bias.tail()
 
 
 def _ones(x: Tensor, fk: Tensor) -> Tensor:
@@ -228,15 +225,3 @@ def _joined(held: Positions, new: Position) -> Position:
     rows = max(p.values.shape[0] if p.batched else 1 for p in (held, new))
     values = [p.values.expand(rows, *p.values.shape[p.values.dim() + p.axis :]) for p in (held, new)]
     return type(new)(torch.cat(values, new.axis))
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1; a row of zeros stays, and gets no gradient."""
-    squares = x.square().sum(-1, keepdim=True)
-    return x * squares.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
-
-
-def _ratio(y: Tensor) -> Tensor:
-    """Numerators by the denominator in the last column; 0 where no key is seen, and then 0 above too."""
-    below = y[..., -1:]
-    return y[..., :-1] / below.masked_fill(below == 0, 1)

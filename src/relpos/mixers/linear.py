@@ -71,14 +71,16 @@ def linear_attention(
         return asked.output(kernel).to(q.dtype)
 
 
-class _Decay(Bias):
+class Decay(Bias):
     """-rate |lag|: what a transform wants its weights multiplied by, besides."""
 
     learned = False
+    rates: Tensor
 
     def __init__(self, rates: Tensor) -> None:
         super().__init__()
-        self.heads, self.rates = len(rates), rates
+        self.heads = len(rates)
+        self.register_buffer("rates", rates, persistent=False)
 
     def at(self, lag: Tensor) -> Tensor:
         return -self.rates.view(-1, *[1] * lag.dim()) * lag.abs()
@@ -109,11 +111,11 @@ class Request(NamedTuple):
             sums = Sums(torch.cat([above, below.total], -1), below.shift)
         if self.beside is not None:
             sums = sums.plus(choose.run(self.beside))
-        out = _ratio(sums.total)
-        return out if self.above is None else torch.cat([_ratio(choose.run(self.above).total), out], 2)
+        out = ratio(sums.total)
+        return out if self.above is None else torch.cat([ratio(choose.run(self.above).total), out], 2)
 
 
-def _ratio(total: Tensor) -> Tensor:
+def ratio(total: Tensor) -> Tensor:
     below = total[..., -1:]
     return total[..., :-1] / below.masked_fill(below == 0, 1)  # 0 only where no key is seen, and then 0 above too
 
@@ -154,7 +156,7 @@ def request(
         k, v = (x.masked_fill(~real[:, None, :, None], 0) for x in (k, v))
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     dtype = computing(q.dtype)
-    x_q, x_k = (_unit(x.to(dtype)) if features.normalize else x.to(dtype) for x in (q, k))
+    x_q, x_k = (unit_rows(x.to(dtype)) if features.normalize else x.to(dtype) for x in (q, k))
     values = torch.cat([v.to(dtype), v.new_ones(*v.shape[:3], 1, dtype=dtype)], -1)
     values = values if real is None else values.masked_fill(~real[:, None, :, None], 0)
     scale = features.scale(dim) / temperature
@@ -203,7 +205,7 @@ def _calls(
     call = LinearCall(phi_q, phi_k, values, Rows(None), mask, offset=lagged)
     rates = encoding.decay()
     if rates is not None:
-        call, plain = (_biased(one, _Decay(rates), queries, keys) for one in (call, plain))
+        call, plain = (_biased(one, Decay(rates), queries, keys) for one in (call, plain))
     return call, replace(plain, values=values[..., -1:]) if encoding.plain_denominator else None
 
 
@@ -214,7 +216,7 @@ def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Posi
     return replace(call, bias=encoding, states=states, offset=offset if offset == call.offset else None)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros stays, and gets no gradient."""
     squares = x.square().sum(-1, keepdim=True)
     return x * squares.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
