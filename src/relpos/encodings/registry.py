@@ -36,6 +36,7 @@ _ENTRIES: dict[str, Entry] = {
     "axial_rope": Entry("transform.axial:AxialRoPE"),
     "mixed_rope": Entry("transform.mixed:MixedRoPE"),
     "time_rope": Entry("transform.time:TimeRoPE"),
+    "sine_spe": Entry("transform.sine_spe:SineSPE"),
     "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
     "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
