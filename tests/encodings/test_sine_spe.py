@@ -259,7 +259,7 @@ def test_decoding_equals_the_whole() -> None:
     torch.manual_seed(11)
     whole = rp.attention(q, k, v, encoding, causal=True)
     torch.testing.assert_close(steps, whole, rtol=0, atol=1e-12)
-    layer = rp.SelfAttention(8, 2, "sine_spe", causal=True).double()
+    layer: Any = rp.SelfAttention(8, 2, "sine_spe", causal=True).double()
     x, codes = torch.randn(1, 7, 8, dtype=torch.float64), layer.encoding.sample(7)
     parts = layer.stream(codes)
     got = torch.cat([layer(x[:, i : i + 1], stream=parts) for i in range(7)], 1)

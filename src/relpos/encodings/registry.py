@@ -37,6 +37,7 @@ _ENTRIES: dict[str, Entry] = {
     "mixed_rope": Entry("transform.mixed:MixedRoPE"),
     "time_rope": Entry("transform.time:TimeRoPE"),
     "sine_spe": Entry("transform.sine_spe:SineSPE"),
+    "conv_spe": Entry("transform.conv_spe:ConvSPE", {"kernel_size": 32}),
     "sinusoidal": Entry("absolute.sinusoidal:Sinusoidal"),
     "learned": Entry("absolute.learned:Learned", {"max_length": 1024}),
     "learned_bias": Entry("bias.learned:LearnedBias", {"max_lag": 128}),
