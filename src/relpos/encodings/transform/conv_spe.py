@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -75,7 +76,7 @@ class ConvSPE(SPE):
             raise ValueError(f"kernel_size is one number or one for each of {axes} axes, got {kernel_size!r}")
         self.axes, self.kernel_size = axes, tuple(positive("kernel_size", size) for size in sizes)
         if axes > 1:
-            self.takes, self.on_grid = (Grid,), True  # type: ignore[misc]
+            self.takes, self.on_grid = (Grid,), True  # type: ignore[misc, assignment]
         shape = (heads, dim, *self.kernel_size)
         level = (math.prod(self.kernel_size) / 2) ** -0.5  # P falls in a line from 1/2
         self.query_kernel = nn.Parameter(torch.rand(shape) * level)
@@ -121,8 +122,8 @@ class ConvSPE(SPE):
             raise ValueError(f"noise and origin have {self.axes} axes, got {tuple(noise.shape)} and {origins}")
         if self.gated:
             check_noise("gating", gating, (self.heads, self.dim, self.realizations))
-        cells = noise.permute(*range(2, noise.dim()), 1, 0)
-        return Codes(self, Lattice(cells.shape[self.axes :], given=cells, origin=origins), gating, 0, 0)
+        lattice = Lattice((self.heads * self.dim, self.realizations), given=noise.movedim(0, -1), origin=origins)
+        return Codes(self, lattice, gating, 0, 0)
 
     def check_positions(self, *positions: Positions) -> None:
         super().check_positions(*positions)
@@ -144,8 +145,8 @@ class ConvSPE(SPE):
         sizes = torch.tensor(self.kernel_size, device=lags.device)
         inside = (lags.abs() < sizes).all(-1)
         index = torch.where(inside.unsqueeze(-1), sizes - 1 - lags, 0)
-        picked = self._correlation()[(slice(None), slice(None), *index.unbind(-1))]
-        return picked * inside
+        at: tuple[Any, ...] = (slice(None), slice(None), *index.unbind(-1))
+        return self._correlation()[at] * inside
 
     def draw(self, generator: torch.Generator | None) -> Lattice:
         where = "cpu" if generator is None else generator.device
@@ -190,27 +191,24 @@ class ConvSPE(SPE):
         order = tile.argsort(stable=True)
         sizes = counts.tolist()
         sorted_already = bool((tile[1:] >= tile[:-1]).all())
-        pieces = zip(
-            torch.split(x if sorted_already else x[:, :, order], sizes, 2),
-            torch.split(cells[order], sizes),
-            strict=True,
-        )
-        run = self._tile if len(sizes) == 1 else lambda *args: recomputed(self._tile, *args)
-        out = torch.cat([run(x_t, at, kernel, lattice) for x_t, at in pieces], 2)
+        pieces = zip(torch.split(x if sorted_already else x[:, :, order], sizes, 2), torch.split(cells[order], sizes))
+        work = partial(self._tile, lattice=lattice)
+        run = work if len(sizes) == 1 else partial(recomputed, work)
+        out = torch.cat([run(x_t, at, kernel) for x_t, at in pieces], 2)
         return out if sorted_already else out[:, :, order.argsort()]
 
     def _tile(self, x: Tensor, cells: Tensor, kernel: Tensor, lattice: Lattice) -> Tensor:
         low, high = cells.amin(0), cells.amax(0)
         shape = (high - low + 1).tolist()
         window = [side + size - 1 for side, size in zip(shape, self.kernel_size)]
-        noise = lattice.window(low.tolist(), window, x.device).to(x.dtype)  # (*window, heads * dim, realizations)
-        noise = noise.movedim(-2, 0)  # (heads * dim, *window, realizations)
+        noise = lattice.window(low.tolist(), window, x.device).to(x.dtype)  # (heads * dim, *window, realizations)
         last = shape[-1]
         bands = toeplitz(pad(kernel.flatten(0, 1), (last - 1, last - 1)), last)  # (heads * dim, .., last, window)
         codes: Tensor | None = None
         for shift in itertools.product(*(range(size) for size in self.kernel_size[:-1])):
-            part = noise[(slice(None), *(slice(s, s + n) for s, n in zip(shift, shape)))]
-            band = bands[(slice(None), *shift)].view(-1, *(1,) * (self.axes - 1), last, window[-1])
+            cut: tuple[Any, ...] = (slice(None), *(slice(s, s + n) for s, n in zip(shift, shape)))
+            part = noise[cut]
+            band = bands[:, *shift].view(-1, *(1,) * (self.axes - 1), last, window[-1])
             term = band @ part
             codes = term if codes is None else codes + term
         assert codes is not None
@@ -232,31 +230,31 @@ class Lattice:
     The cells of the last window are kept, because the next one mostly overlaps it.
     """
 
-    cell: Sequence[int]
+    cell: tuple[int, int]
     seed: int = 0
     given: Tensor | None = None
     origin: Cell = ()
     _held: dict[Cell, Tensor] = field(default_factory=dict, repr=False)
 
     def window(self, low: list[int], shape: list[int], device: torch.device) -> Tensor:
-        """The noise of the cells low..low+shape-1, (*shape, *cell)."""
+        """The noise of the cells low..low+shape-1, (heads * dim, *shape, realizations)."""
         if self.given is not None:
             starts = [a + b for a, b in zip(low, self.origin)]
-            for start, side, size in zip(starts, shape, self.given.shape):
+            for start, side, size in zip(starts, shape, self.given.shape[1:]):
                 if start < 0 or start + side > size:
                     raise ValueError(
                         f"the given noise has {size} points on an axis, points {start}..{start + side - 1} are needed"
                     )
-            return self.given[tuple(slice(start, start + side) for start, side in zip(starts, shape))].to(device)
-        held = {at: found for at in _cells(low, shape) if (found := self._held.get(at)) is not None}
+            cut = [slice(start, start + side) for start, side in zip(starts, shape)]
+            return self.given[:, *cut].to(device)
+        held = {at: x for at in _cells(low, shape) if (x := self._held.get(at)) is not None and x.device == device}
         generator = torch.Generator(device)
         for at in _cells(low, shape):
-            if at not in held or held[at].device != device:
-                held[at] = torch.randn(
-                    *self.cell, generator=generator.manual_seed(_mixed(self.seed, at)), device=device
-                )
+            if at not in held:
+                generator.manual_seed(_mixed(self.seed, at))
+                held[at] = torch.randn(*self.cell, generator=generator, device=device)
         self._held = held
-        return torch.stack([held[at] for at in _cells(low, shape)]).view(*shape, *self.cell)
+        return torch.stack([held[at] for at in _cells(low, shape)], 1).view(-1, *shape, self.cell[1])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": {}}

@@ -103,8 +103,8 @@ class SineSPE(SPE):
         return dim * (2 * self.sines + self.gated) if self.noise == "exact" else self.realizations
 
     def positional(self, lags: Tensor) -> Tensor:
-        turns = self._turns(-lags.to(torch.float64).flatten(), 0)  # (heads, lags, dim, sines)
-        waves = softplus(self.gains.to(torch.float64)).square().unsqueeze(1) * torch.cos(2 * math.pi * turns)
+        angle = _angle(-lags.to(torch.float64).flatten(), *self._phase(0))  # (heads, lags, dim, sines)
+        waves = softplus(self.gains.to(torch.float64)).square().unsqueeze(1) * angle.cos()
         return waves.sum(-1).mT.reshape(self.heads, self.dim, *lags.shape) / (2 * self.sines)
 
     def draw(self, generator: torch.Generator | None) -> Tensor:
@@ -129,23 +129,20 @@ class SineSPE(SPE):
         width = 2 * self.sines * self.dim
         size = max(1, CHUNK // max(1, x.shape[0] * self.heads * width))
         values = per_token(positions.values)
-        weights = self._weights(codes, dtype)
-        chunks = zip(torch.split(x, size, -2), torch.split(values, size, -1), strict=True)
+        given = (*self._phase(side), *self._weights(codes, dtype))
+        features = _exact if codes.noise is None else _projected
         if x.shape[-2] <= size:
-            return self._features(*next(chunks), side, weights, codes)
-        return torch.cat([recomputed(self._features, *chunk, side, weights, codes) for chunk in chunks], -2)
+            return features(x, values, *given)
+        chunks = zip(torch.split(x, size, -2), torch.split(values, size, -1), strict=True)
+        return torch.cat([recomputed(features, *chunk, *given) for chunk in chunks], -2)
 
     def layout(self) -> dict[str, Any]:
         return super().layout() | {"sines": self.sines}
 
-    def _turns(self, values: Tensor, side: int) -> Tensor:
-        """f * position (+ offset / 2 pi for queries) less whole turns, float64 (.., heads, n, dim, sines)."""
-        f = (self.frequencies.to(torch.float64).sigmoid() / 2).unsqueeze(1)
-        at = values.view(*values.shape[:-1], *(1,) * (values.dim() - 1), values.shape[-1], 1, 1)
-        turns: Tensor = at * f
-        if side == 0:
-            turns = turns + self.offsets.to(torch.float64).unsqueeze(1) / (2 * math.pi)
-        return turns - turns.detach().round()
+    def _phase(self, side: int) -> tuple[Tensor, Tensor]:
+        """Turns a token and turns at the origin, float64 (heads, 1, dim, sines); only queries have an offset."""
+        offsets = self.offsets.to(torch.float64) / (2 * math.pi) * (1 - side)
+        return (self.frequencies.to(torch.float64).sigmoid() / 2).unsqueeze(1), offsets.unsqueeze(1)
 
     def _weights(self, codes: Codes, dtype: torch.dtype) -> list[Tensor]:
         """What cosines, sines and plain channels are multiplied by: matrices of noise, or rows of factors."""
@@ -161,18 +158,32 @@ class SineSPE(SPE):
         gate = self._gate_code(codes, dtype)
         return [matrix.to(dtype) for matrix in found] + ([] if gate is None else [gate])
 
-    def _features(self, x: Tensor, values: Tensor, side: int, weights: list[Tensor], codes: Codes) -> Tensor:
-        angle = (2 * math.pi * self._turns(values, side)).to(x.dtype)
-        parts = [(x.unsqueeze(-1) * wave).flatten(-2) for wave in (angle.cos(), angle.sin())] + [x]
-        if codes.noise is None:
-            return torch.cat([part * row for part, row in zip(parts, weights)], -1)
-        out = parts[0] @ weights[0]
-        for part, matrix in zip(parts[1:], weights[1:]):
-            out = out + part @ matrix
-        return out
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sines={self.sines}"
+
+
+def _angle(values: Tensor, per_token: Tensor, start: Tensor) -> Tensor:
+    """Radians within half a turn, float64 (.., heads, n, dim, sines), from positions (n,) or (batch, n)."""
+    at = values.view(*values.shape[:-1], *(1,) * (values.dim() - 1), values.shape[-1], 1, 1)
+    turns = at * per_token + start
+    return 2 * math.pi * (turns - turns.detach().round())
+
+
+def _waves(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor) -> list[Tensor]:
+    """x times the cosines and x times the sines, (batch, heads, n, dim * sines) each."""
+    angle = _angle(values, per_token, start).to(x.dtype)
+    return [(x.unsqueeze(-1) * wave).flatten(-2) for wave in (angle.cos(), angle.sin())]
+
+
+def _projected(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
+    cosines, sines = _waves(x, values, per_token, start)
+    out = cosines @ weights[0] + sines @ weights[1]
+    return out if len(weights) == 2 else out + x @ weights[2]
+
+
+def _exact(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
+    parts = [*_waves(x, values, per_token, start), x]
+    return torch.cat([part * row for part, row in zip(parts, weights)], -1)
 
 
 def reference_gate(arrays: Mapping[str, Any], convention: str) -> Tensor | None:
