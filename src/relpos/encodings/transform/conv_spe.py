@@ -16,8 +16,7 @@ from torch.nn.functional import pad
 from relpos.encodings.base import positive
 from relpos.encodings.diagonals import toeplitz
 from relpos.encodings.reference import need
-from relpos.encodings.transform.sine_spe import check_noise, reference_gate
-from relpos.encodings.transform.spe import SPE, Codes, Noise, recomputed
+from relpos.encodings.transform.spe import SPE, Codes, Noise, check_noise, recomputed, reference_gate
 from relpos.positions import Grid, Index, Position, Positions
 
 Cell = tuple[int, ...]
@@ -208,7 +207,8 @@ class ConvSPE(SPE):
         for shift in itertools.product(*(range(size) for size in self.kernel_size[:-1])):
             cut: tuple[Any, ...] = (slice(None), *(slice(s, s + n) for s, n in zip(shift, shape)))
             part = noise[cut]
-            band = bands[:, *shift].view(-1, *(1,) * (self.axes - 1), last, window[-1])
+            first: tuple[Any, ...] = (slice(None), *shift)
+            band = bands[first].view(-1, *(1,) * (self.axes - 1), last, window[-1])
             term = band @ part
             codes = term if codes is None else codes + term
         assert codes is not None

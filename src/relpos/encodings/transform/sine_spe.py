@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from relpos.encodings.base import positive
-from relpos.encodings.reference import find, need
+from relpos.encodings.reference import need
 from relpos.encodings.transform.rotation import per_token
-from relpos.encodings.transform.spe import SPE, Codes, Noise, frame, recomputed
+from relpos.encodings.transform.spe import SPE, Codes, Noise, check_noise, frame, recomputed, reference_gate
 from relpos.positions import Index, Position, Times
 
 CHUNK = 2**20  # numbers of one chunk of features: enough for full-speed products, little beside the inputs
@@ -162,39 +162,25 @@ class SineSPE(SPE):
         return f"{super().extra_repr()}, sines={self.sines}"
 
 
-def _angle(values: Tensor, per_token: Tensor, start: Tensor) -> Tensor:
+def _angle(values: Tensor, rate: Tensor, start: Tensor) -> Tensor:
     """Radians within half a turn, float64 (.., heads, n, dim, sines), from positions (n,) or (batch, n)."""
     at = values.view(*values.shape[:-1], *(1,) * (values.dim() - 1), values.shape[-1], 1, 1)
-    turns = at * per_token + start
+    turns = at * rate + start
     return 2 * math.pi * (turns - turns.detach().round())
 
 
-def _waves(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor) -> list[Tensor]:
+def _waves(x: Tensor, values: Tensor, rate: Tensor, start: Tensor) -> list[Tensor]:
     """x times the cosines and x times the sines, (batch, heads, n, dim * sines) each."""
-    angle = _angle(values, per_token, start).to(x.dtype)
+    angle = _angle(values, rate, start).to(x.dtype)
     return [(x.unsqueeze(-1) * wave).flatten(-2) for wave in (angle.cos(), angle.sin())]
 
 
-def _projected(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
-    cosines, sines = _waves(x, values, per_token, start)
+def _projected(x: Tensor, values: Tensor, rate: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
+    cosines, sines = _waves(x, values, rate, start)
     out = cosines @ weights[0] + sines @ weights[1]
     return out if len(weights) == 2 else out + x @ weights[2]
 
 
-def _exact(x: Tensor, values: Tensor, per_token: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
-    parts = [*_waves(x, values, per_token, start), x]
+def _exact(x: Tensor, values: Tensor, rate: Tensor, start: Tensor, *weights: Tensor) -> Tensor:
+    parts = [*_waves(x, values, rate, start), x]
     return torch.cat([part * row for part, row in zip(parts, weights)], -1)
-
-
-def reference_gate(arrays: Mapping[str, Any], convention: str) -> Tensor | None:
-    """The gate's parameter in our sense; sigmoid(-x) = 1 - sigmoid(x)."""
-    if convention not in ("pytorch", "jax"):
-        raise ValueError(f'convention is "pytorch" or "jax", the package that made the arrays, got {convention!r}')
-    gate = find(arrays, "gate", "gate_raw")
-    return gate if gate is None or convention == "pytorch" else -gate
-
-
-def check_noise(name: str, given: Tensor | None, want: tuple[int, ...]) -> None:
-    if not isinstance(given, Tensor) or tuple(given.shape) != want:
-        got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(f"{name} is noise of shape {want}, got {got}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from relpos.encodings.base import Transform, check_heads, positive
+from relpos.encodings.reference import find
+from relpos.encodings.transform.shared import as_heads
 from relpos.positions import Position, Positions, as_positions
 
 Noise = Literal["gaussian", "orthogonal", "exact"]
@@ -187,14 +189,12 @@ class SPE(Transform):
     def _encode(self, x: Tensor, positions: Positions, codes: Any, side: int) -> Tensor:
         self.check_positions(positions)
         assert isinstance(positions, Position)
-        if x.shape[-1] != self.dim or self.heads % x.shape[1]:
-            raise ValueError(
-                f"{type(self).__name__} was built for {self.heads} heads of width {self.dim}, got {tuple(x.shape)}"
-            )
+        name = type(self).__name__
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"{name} was built for heads of width {self.dim}, got {x.shape[-1]}")
         codes = self._checked(codes)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        wide = x if x.shape[1] == self.heads else x.repeat_interleave(self.heads // x.shape[1], 1)
-        return self.mapped(wide.to(dtype), positions, codes, side, dtype).to(x.dtype)
+        return self.mapped(as_heads(x, self.heads, name).to(dtype), positions, codes, side, dtype).to(x.dtype)
 
     def _checked(self, codes: Any) -> Codes:
         name = type(self).__name__
@@ -235,6 +235,20 @@ def frame(batch: int, rows: int, columns: int, normal: Callable[[tuple[int, ...]
     turned, upper = torch.linalg.qr(normal((batch, long, short)))
     turned = turned * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2) * math.sqrt(long)  # else not uniform
     return turned if rows == long else turned.mT.contiguous()
+
+
+def reference_gate(arrays: Mapping[str, Any], convention: str) -> Tensor | None:
+    """The gate's parameter in our sense; sigmoid(-x) = 1 - sigmoid(x)."""
+    if convention not in ("pytorch", "jax"):
+        raise ValueError(f'convention is "pytorch" or "jax", the package that made the arrays, got {convention!r}')
+    gate = find(arrays, "gate", "gate_raw")
+    return gate if gate is None or convention == "pytorch" else -gate
+
+
+def check_noise(name: str, given: Tensor | None, want: tuple[int, ...]) -> None:
+    if not isinstance(given, Tensor) or tuple(given.shape) != want:
+        got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"{name} is noise of shape {want}, got {got}")
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
