@@ -252,6 +252,9 @@ def test_positions_that_differ_by_row() -> None:
     for row in range(2):
         alone = encoding.encode_q(x[row : row + 1], Index(pos[row]), 1.0, codes)
         torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-12)
+    crowd = encoding.encode_q(inputs(1, 2, 300, 3), Index(torch.arange(300) % 7), 1.0, codes)
+    few = encoding.encode_q(inputs(1, 2, 300, 3)[:, :, 203:210], Index.arange(7), 1.0, codes)
+    torch.testing.assert_close(crowd[:, :, 203:210], few, rtol=0, atol=1e-12)
 
 
 def test_a_grid_and_a_part_of_it_agree() -> None:

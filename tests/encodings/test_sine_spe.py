@@ -82,6 +82,21 @@ def test_codes_equal_the_released_package(golden: dict[str, Tensor]) -> None:
         torch.testing.assert_close(got.transpose(0, 1) * ours_to_theirs, want, rtol=0, atol=1e-12)
 
 
+def test_gated_queries_and_keys_equal_the_released_formula(golden: dict[str, Tensor]) -> None:
+    """qhat = sum_d q_d (sqrt(1 - gate_d) qbar_d + sqrt(gate_d) noise_d), from the package's qbar, in its scale."""
+    arrays = {name: golden[name] for name in ("freqs_raw", "offsets", "gains_raw")}
+    arrays["gate"] = torch.randn(2, 3, generator=seed(1), dtype=torch.float64)
+    encoding = rp.encodings.SineSPE.from_reference(arrays, realizations=8)
+    gating = torch.randn(2, 3, 8, generator=seed(2), dtype=torch.float64)
+    codes, share = encoding.codes_from(golden["z"], gating), arrays["gate"].sigmoid()
+    for encode, name in ((encoding.encode_q, "qbar"), (encoding.encode_k, "kbar")):
+        x = inputs(2, 2, 37, 3)
+        plain = golden[name] * (1 - share).sqrt()[..., None] + share.sqrt()[..., None] * gating / 24**0.25
+        want = torch.einsum("bhnd,nhdr->bhnr", x, plain)
+        got = encode(x, Index.arange(37), 3**-0.5, codes) * (8 / 3) ** 0.25
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 def test_template_equals_the_released_numbers_turned_round(golden: dict[str, Tensor]) -> None:
     """The package counts query - key: P(lag) here is its entry of -lag, and the offsets make that another number."""
     encoding = rp.encodings.SineSPE.from_reference(golden, realizations=8)

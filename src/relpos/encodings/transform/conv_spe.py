@@ -188,7 +188,8 @@ class ConvSPE(SPE):
             cells // torch.tensor(sides, device=cells.device), dim=0, return_inverse=True, return_counts=True
         )
         order = tile.argsort(stable=True)
-        sizes = counts.tolist()
+        # Tokens that share cells (rows of a batch, documents) are split too, because each gets a copy of its codes.
+        sizes = [min(TILE, count - done) for count in counts.tolist() for done in range(0, count, TILE)]
         sorted_already = bool((tile[1:] >= tile[:-1]).all())
         pieces = zip(torch.split(x if sorted_already else x[:, :, order], sizes, 2), torch.split(cells[order], sizes))
         work = partial(self._tile, lattice=lattice)
