@@ -36,9 +36,9 @@ class SineSPE(SPE):
     gain = softplus(gains), offsets in radians]
 
     Positions are Index, or Times read as real-valued tokens. Acts before a feature map. Codes: see `sample`; without
-    them every call of attention draws its own. Gaussian noise of one logit, white q and k: the share of noise power is
-    dim S^2 / (R mean P^2), S = P(0) at offset 0: at the initial values with K = 10, dim = R = 64 it is 5 times the
-    signal, and its exponential is biased upwards. Take more realizations, a small dim, or other noise.
+    them every call of attention draws its own. Gaussian noise in a logit, white q and k: noise over signal power is
+    dim S^2 / (R mean P^2), S = P(0) were the offset 0. At the initial values with K = 10 and dim = R = 64 that is 5
+    without a gate and 1.6 with one, and the exponential is biased upwards: take more realizations or other noise.
     A logit is one matrix product over the 2 K dim features of a token, made by chunks and again in the backward pass,
     so memory is that of the output; phases are float64 turns, reduced before any cast.
 
