@@ -29,7 +29,8 @@ class FLT(WideBuffers, Transform):
     The sum is exact for the channels; over the draw its mean is the Fourier transform of the even part of g, with an
     error of 1/sqrt(r). The ratio g/p stands on the queries' side, so its sign is kept and the keys' channels are alike
     in every head. The channels are divided by the square root of the kernel's scale: f is added to the logit itself.
-    In kernelised attention the features are those of the widened q and k: build them for `width_after(dim)`.
+    In kernelised attention the features are those of the widened q and k: build them for `width_after(dim)`. Few of
+    them stand for exp(q.k + f) with an error that depends on where the two tokens are, and grows with f.
     Angles are float64 until their cosine.
 
     Source: Choromanski et al. 2024. In the released code the ratio is applied to queries and to keys, so the mask is
