@@ -140,6 +140,25 @@ def test_equals_linear_attention() -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["flt", "sine_spe", "conv_spe"])
+def test_a_transform_before_the_features(name: str) -> None:
+    """Vectors change their width before they meet the features; all chunks share one set of codes."""
+    torch.manual_seed(4)
+    options = {
+        "flt": {"features": 3},
+        "sine_spe": {"dim": DIM, "realizations": 5},
+        "conv_spe": {"dim": DIM, "realizations": 5, "kernel_size": 7},
+    }[name]
+    encoding = E(name, heads=HEADS, **options).double()
+    f = features.PRF(encoding.width_after(DIM), 6).double()
+    tensors = inputs(2, HEADS, 150, dim=DIM)
+    at = Index.arange(150)
+    codes = encoding.make_codes(at, at, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        got = decode(KernelStream(encoding, features=f, codes=codes), tensors, [90, 1])
+        torch.testing.assert_close(got, dense(*tensors, encoding, f, codes=codes), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 31, 257, 1000])
 @pytest.mark.parametrize("name", ["clip", "table", "rope"])
 def test_lengths(name: str, n: int) -> None:

@@ -15,7 +15,7 @@ from relpos.kernels.cached import PairSums, Rows
 from relpos.kernels.call import computing, exactly
 from relpos.kernels.online import BandSums, FreeSums, Logs, online_sums
 from relpos.mixers.functional import check_device, check_key_mask, check_tensors, resolve
-from relpos.mixers.linear import Decay, ratio, unit_rows
+from relpos.mixers.linear import Decay, ratio, unit
 from relpos.mixers.order import Order
 from relpos.positions import Position, Positions, as_positions
 
@@ -160,7 +160,7 @@ class KernelStream:
         """What is summed of queries and of keys; and of the denominator, where that is something else."""
         encoding, dtype = self.encoding, computing(q.dtype)
         scale = self.features.scale(q.shape[-1]) / self.temperature
-        q, k = (unit_rows(x.to(dtype)) if self.features.normalize else x.to(dtype) for x in (q, k))
+        q, k = (unit(x.to(dtype)) if self.features.normalize else x.to(dtype) for x in (q, k))
         if isinstance(encoding, Transform):
             self.codes = encoding.make_codes(new, new) if self.codes is None else self.codes
             if encoding.side == "before":
