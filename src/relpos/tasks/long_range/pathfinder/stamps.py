@@ -172,7 +172,7 @@ def _footprint(rules: Rules, margin: int, mask: np.ndarray) -> list[int]:
     reach = rules.paddle + margin
     offsets = np.argwhere(mask == 255) - rules.reach(margin) + 1
     y, x = offsets[(abs(offsets) <= reach).all(axis=1)].T
-    corners = [(signs * np.stack([y, x], axis=1) >= 0).all(axis=1).any() for signs in product((1, -1), repeat=2)]
+    corners = [((down * y >= 0) & (right * x >= 0)).any() for down, right in product((1, -1), repeat=2)]
     return (y * (rules.size + reach) + x).tolist() if all(corners) else []
 
 
