@@ -144,8 +144,7 @@ class Picture:
             return None
         for trial in range(3):
             angle = (int(numbers[1, trial, 0] * 360) - 180) * math.pi / 180
-            around = int(numbers[1, trial, 1] * 360)
-            around = (around if around < 180 else around - 360) * math.pi / 180
+            around = int(numbers[1, trial, 1] * 360) * math.pi / 180
             tail = [
                 round(seeds[0][2][0] + rules.distance * math.sin(around)),
                 round(seeds[0][2][1] + rules.distance * math.cos(around)),

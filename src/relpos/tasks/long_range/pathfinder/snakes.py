@@ -126,9 +126,8 @@ def _two_seeds(tables: Tables, numbers: np.ndarray) -> tuple[Tip, Tip, np.ndarra
 
     def second(row: np.ndarray, trial: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         direction = (numbers[row, 1, trial, 0] * DEGREES).astype(np.int64)
-        around = (DEGREES // 2 + (numbers[row, 1, trial, 1] * DEGREES).astype(np.int64)) % DEGREES
-        step = np.stack([tables.sine[around], tables.cosine[around]], axis=1)
-        return row, direction, np.rint(tails[row] + rules.distance * step).astype(np.int64)
+        around = tables.compass[(numbers[row, 1, trial, 1] * DEGREES).astype(np.int64)]
+        return row, direction, np.rint(tails[row] + rules.distance * around).astype(np.int64)
 
     both, tip2 = _tries(tables, lane, second)
     return tip1[np.searchsorted(lane, both)], tip2, both
