@@ -164,7 +164,9 @@ class Toy:
 class Judge(Net):
     """Net, read out at its last token as one of two classes; ``sign`` and ``encoding_options`` are there to be set."""
 
-    def __init__(self, encoding: str, length: int, sign: float = 1.0, encoding_options: Any = None, **more: Any) -> None:
+    def __init__(
+        self, encoding: str, length: int, sign: float = 1.0, encoding_options: Any = None, **more: Any
+    ) -> None:
         super().__init__(encoding, length, **more)
         self.sign, self.encoding_options = sign, encoding_options
 
@@ -185,7 +187,7 @@ class Signs(Toy):
         self.train_length, self.path = length, path
 
     def model(self, encoding: str, **options: object) -> nn.Module:
-        return Judge(encoding, self.train_length, **options)
+        return Judge(encoding, self.train_length, **options)  # type: ignore[arg-type]
 
     def batch(self, step: int, seed: int, size: int) -> Any:
         tokens = self._draw(1000 * seed + step, size, self.train_length)
