@@ -40,7 +40,6 @@ class Package:
     version: str
     sha256: str
     size: int
-    options: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> bool:
@@ -125,7 +124,7 @@ def _download(client: str, packages: Sequence[Package], progress: Progress | Non
         files = work / "files"
         files.mkdir()
         text = f"downloading {names} ({total / 1e6:.0f} MB) with {client}"
-        _CLIENTS[client](packages, files, lambda command, env: _run(command, work, files, env, total, text, progress))
+        _CLIENTS[client](packages, files, lambda command: _run(command, work, files, total, text, progress))
         for package in packages:
             found = sorted(files.glob(package.pattern))
             if not found:
@@ -133,7 +132,7 @@ def _download(client: str, packages: Sequence[Package], progress: Progress | Non
             os.replace(found[-1], folder() / found[-1].name)
 
 
-Run = Callable[[list[str], dict[str, str]], None]
+Run = Callable[[list[str]], None]
 
 
 def _pip(packages: Sequence[Package], files: Path, run: Run) -> None:
@@ -143,22 +142,29 @@ def _pip(packages: Sequence[Package], files: Path, run: Run) -> None:
         start = [_program("pip", packages)]
     for package in packages:
         arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
-        run([*start, *arguments, *package.options, "-d", str(files), f"{package.name}=={package.version}"], {})
+        run([*start, *arguments, "-d", str(files), f"{package.name}=={package.version}"])
 
 
 def _npm(packages: Sequence[Package], files: Path, run: Run) -> None:
     npm = _program("npm", packages)
-    quiet = ["--ignore-scripts", "--no-update-notifier", "--no-audit", "--no-fund", "--cache", str(files.parent / "npm")]
+    quiet = [
+        "--ignore-scripts",
+        "--no-update-notifier",
+        "--no-audit",
+        "--no-fund",
+        "--cache",
+        str(files.parent / "npm"),
+    ]
     # In one go npm would keep its own copies of all; one by one there is at most one.
     for package in packages:
-        run([npm, "pack", *quiet, "--pack-destination", str(files), f"{package.name}@{package.version}"], {})
+        run([npm, "pack", *quiet, "--pack-destination", str(files), f"{package.name}@{package.version}"])
 
 
 def _apt(packages: Sequence[Package], files: Path, run: Run) -> None:
     apt = _program("apt-get", packages)
     names = [package.name for package in packages]
     try:
-        run([apt, "download", *names], {})
+        run([apt, "download", *names])
         return
     except FetchError:
         pass  # often only because nobody ran `apt-get update` here; the second try needs no one to
@@ -166,8 +172,8 @@ def _apt(packages: Sequence[Package], files: Path, run: Run) -> None:
     (state / "lists" / "partial").mkdir(parents=True)
     (state / "archives" / "partial").mkdir(parents=True)
     private = [f"-oDir::State::Lists={state / 'lists'}", f"-oDir::Cache={state}", "-oAcquire::Languages=none"]
-    run([apt, *private, "update"], {})
-    run([apt, *private, "download", *names], {})
+    run([apt, *private, "update"])
+    run([apt, *private, "download", *names])
 
 
 _CLIENTS: dict[str, Callable[[Sequence[Package], Path, Run], None]] = {"pip": _pip, "npm": _npm, "apt-get": _apt}
@@ -193,13 +199,11 @@ def _program(name: str, packages: Sequence[Package]) -> str:
     return found
 
 
-def _run(
-    command: list[str], work: Path, files: Path, env: dict[str, str], total: int, text: str, progress: Progress | None
-) -> None:
+def _run(command: list[str], work: Path, files: Path, total: int, text: str, progress: Progress | None) -> None:
     """Runs a client in ``files``; what it has downloaded so far is what has appeared below ``work``."""
     temporary = work / "tmp"
     temporary.mkdir(exist_ok=True)
-    environment = os.environ | {"TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"} | env
+    environment = os.environ | {"TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"}
     log = work / "log"
     with open(log, "wb") as output:
         client = subprocess.Popen(
