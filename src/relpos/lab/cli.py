@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from relpos.lab import data
 from relpos.lab.errors import LabError
 from relpos.lab.errors import unknown as unknown_name
 from relpos.lab.progress import Reporter
@@ -282,6 +283,9 @@ def bench_attention(context: typer.Context) -> None:
     if "--help" in context.args:
         typer.echo("Example: relpos bench attention --lengths 2048,4096 --causal --no-decode\n")
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
+
+
+data.register(app, command)
 
 
 def compare_and_report(
