@@ -80,8 +80,10 @@ class SelfAttention(nn.Module):
             self.features: Features | None = self._features(features, feature_count, encoding, encoding_options)
         else:
             self.features = None
-            if normalize and scale is not None:
-                raise ValueError("normalize fixes the scale at 1/temperature; leave scale out")
+            if normalize:
+                if scale is not None:
+                    raise ValueError("normalize fixes the scale at 1/temperature; leave scale out")
+                self.scale = 1 / temperature
         self.encoding = self._encoding(encoding, encoding_options)
         self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
@@ -157,6 +159,8 @@ class SelfAttention(nn.Module):
         q = self._split(self.q(x), self.heads)
         k, v = self._split(self.k(memory), self.kv_heads), self._split(self.v(memory), self.kv_heads)
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if self.normalize and self.features is None:
+            q, k = unit(q), unit(k)
         if stream is not None:
             out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
         else:
@@ -176,12 +180,9 @@ class SelfAttention(nn.Module):
             return linear_attention(
                 q, k, v, encoding, features=self.features, temperature=self.temperature, **options
             )  # fmt: skip
-        scale = self.scale
-        if self.normalize:
-            q, k, scale = unit(q), unit(k), 1 / self.temperature
         dropout = self.dropout if self.training else 0.0
         return attention(
-            q, k, v, encoding, window=self.window, scale=scale, content=content, dropout=dropout, **options
+            q, k, v, encoding, window=self.window, scale=self.scale, content=content, dropout=dropout, **options
         )  # fmt: skip
 
     def stream(self, codes: Any = None) -> Stream | KernelStream:
