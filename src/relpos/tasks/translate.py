@@ -264,10 +264,10 @@ class Translate:
             self.data.texts("test", "target", rows),
             self.translations(model, "test", rows),
         )
-        path = Path(directory) / "translations.md"
+        path = Path(directory) / "translations.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        verses = [f"* {s}\n  * reference: {r}\n  * network: {t}" for s, r, t in zip(*columns, strict=True)]
-        path.write_text("# Verses of the test side\n\n" + "\n".join(verses) + "\n", encoding="utf-8")
+        verses = [f"source:    {s}\nreference: {r}\nnetwork:   {t}\n" for s, r, t in zip(*columns, strict=True)]
+        path.write_text("\n".join(verses), encoding="utf-8")
         return [Artifact(path, "text", "Verses that the network had not seen, and how it translates them")]
 
 
