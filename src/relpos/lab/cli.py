@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from relpos.lab.claims.cli import attach as attach_claims
 from relpos.lab.errors import LabError
 from relpos.lab.errors import unknown as unknown_name
 from relpos.lab.progress import Reporter
@@ -378,6 +379,9 @@ def assignments(words: list[str] | None) -> dict[str, object]:
         except json.JSONDecodeError:
             values[key] = text
     return values
+
+
+attach_claims(app, command, typed_command, IMPORTED)
 
 
 def main() -> int:

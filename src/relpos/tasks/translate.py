@@ -15,7 +15,6 @@ makes a strong baseline, which is listed beside the models.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.registry import entry
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
+from relpos.tasks.lengths import length_options
 from relpos.tasks.ngram import Counts
 from relpos.tasks.parallel import SIDES, Nearest, Pairs
 from relpos.tasks.subwords import END, PAD, START, Subwords
@@ -133,8 +132,7 @@ class Translate:
     def model(self, encoding: str, **options: Any) -> nn.Module:
         """``relpos.models.Seq2Seq`` of this task's size; options go to it and override the settings.
 
-        Tables of lags end at the longest lag that occurs, tables of positions at the longest sentence, where
-        ``encoding_options`` do not say otherwise.
+        Tables of lags and of positions end where sentences do, where ``encoding_options`` do not say otherwise.
         """
         from relpos.models import Seq2Seq
 
@@ -147,15 +145,9 @@ class Translate:
             "dropout": s.dropout,
         } | options
         given = dict(arguments.pop("encoding_options", None) or {})
-        return Seq2Seq(
-            len(self.data.subwords), encoding=encoding, encoding_options=self._lengths(encoding) | given, **arguments
-        )
-
-    def _lengths(self, encoding: str) -> dict[str, int]:
-        wanted = inspect.signature(entry(encoding).load()).parameters if isinstance(encoding, str) else {}
         longest = self.train_length + 1  # with the start of a target
-        offered = {"max_lag": longest - 1, "train_length": longest, "max_length": longest}
-        return {key: value for key, value in offered.items() if key in wanted}
+        given = length_options(encoding, longest, longest) | given
+        return Seq2Seq(len(self.data.subwords), encoding=encoding, encoding_options=given, **arguments)
 
     def batch(self, step: int, seed: int, size: int) -> tuple[Tensor, Tensor]:
         """Sources (rows, n) and targets with START and END (rows, m + 2), filled up with PAD.

@@ -37,7 +37,9 @@ def attach(app: typer.Typer, command: Callable[..., Any], typed: Callable[[], st
     @command(claims, name="run")
     def run_claim(
         name: Annotated[str, typer.Argument(metavar="NAME", help="`relpos claim list` shows them.")],
-        preset: Annotated[str, typer.Option(help="quick: seconds, demo: minutes, results: what is published.")] = "demo",
+        preset: Annotated[
+            str, typer.Option(help="quick: seconds, demo: minutes, results: what is published.")
+        ] = "demo",
         setting: Annotated[
             list[str] | None, typer.Option("--set", help="A setting of the claim as key=value; may be repeated.")
         ] = None,
@@ -59,8 +61,15 @@ def attach(app: typer.Typer, command: Callable[..., Any], typed: Callable[[], st
         from relpos.lab.environment import side_by_side
         from relpos.lab.labels import assignments
 
-        claim = get(name)
         prove(
-            claim, preset, out / (directory or f"claim-{name}-{preset}"), Reporter(), changes=assignments(setting or []),
-            markdown=markdown, fresh=fresh, workers=workers or side_by_side(1), modules=modules, command=typed(),
-        )  # fmt: skip
+            get(name),
+            preset,
+            out / (directory or f"claim-{name}-{preset}"),
+            Reporter(),
+            changes=assignments(setting or []),
+            markdown=markdown,
+            fresh=fresh,
+            workers=workers or side_by_side(1),
+            modules=modules,
+            command=typed(),
+        )

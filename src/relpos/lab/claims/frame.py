@@ -1,10 +1,10 @@
 """What all claims share: a resumable run directory, work spread over processes, and a page with a verdict.
 
-    config.json       the claim, its preset and settings                       (written once, first)
-    environment.json  git state, versions, machine
-    ...               whatever the claim keeps of its finished parts, so that a rerun goes on where it was
-    finding.json      verdict and numbers
-    page.md, *.png    the page and its pictures
+config.json       the claim, its preset and settings                       (written once, first)
+environment.json  git state, versions, machine
+...               whatever the claim keeps of its finished parts, so that a rerun goes on where it was
+finding.json      verdict and numbers
+page.md, *.png    the page and its pictures
 """
 
 from __future__ import annotations
@@ -173,13 +173,11 @@ def _configured(path: Path, name: str, preset: str, settings: Mapping[str, Any])
     config = {"format": FORMAT, "claim": name, "preset": preset, "settings": dict(settings)}
     if not file.exists():
         write_json(file, config)
-        config = read_json(file)
         return
     stored = read_json(file)
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise RunDirectoryError(f"{path} holds something else than the run of a claim; choose another --name")
-    write_now = _plain(config)
-    differing = sorted(_differences(stored, write_now))
+    differing = sorted(_differences(stored, _plain(config)))
     if differing:
         raise LabError(
             f"{path} holds a run with other settings ({'; '.join(differing)}). Give the same ones to go on with it, "
