@@ -94,4 +94,6 @@ def _factor(layer: SelfAttention) -> float:
     """What the layer's q.k (of unit rows where it normalises) is multiplied by."""
     if layer.features is not None:
         return layer.features.scale(layer.head_dim) / layer.temperature
+    if layer.normalize and layer.scale is None:
+        return 1 / layer.temperature
     return score_factor(layer.scale, layer.encoding, layer.head_dim)
