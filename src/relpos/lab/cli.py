@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from relpos.lab import commands
+from relpos.lab import claim, commands, data
 from relpos.lab.arguments import contestant, known_encoding
-from relpos.lab.claims.cli import attach as attach_claims
 from relpos.lab.errors import LabError
 from relpos.lab.labels import assignments, slug
 from relpos.lab.progress import Reporter
@@ -199,7 +198,8 @@ def bench_attention(context: typer.Context) -> None:
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
 
 
-attach_claims(app, command, commands.typed_command, IMPORTED)
+data.register(app, command)
+claim.register(app, command)
 
 
 def main() -> int:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from relpos.lab import commands
+from relpos.lab.labels import assignments
 from relpos.lab.progress import Reporter
 
 claims = typer.Typer(
@@ -16,9 +18,8 @@ claims = typer.Typer(
 )
 
 
-def attach(app: typer.Typer, command: Callable[..., Any], typed: Callable[[], str], modules: list[str]) -> None:
-    """Adds the commands to `app`. command: registers one with the house's handling of errors; typed: the command line;
-    modules: those that worker processes must import."""
+def register(app: typer.Typer, command: Callable[..., Any]) -> None:
+    """Adds the commands to `app`; `command` registers one with the house's handling of errors."""
     app.add_typer(claims, name="claim")
 
     @command(claims, name="list")
@@ -59,7 +60,6 @@ def attach(app: typer.Typer, command: Callable[..., Any], typed: Callable[[], st
         """
         from relpos.lab.claims import get, prove
         from relpos.lab.environment import side_by_side
-        from relpos.lab.labels import assignments
 
         prove(
             get(name),
@@ -70,6 +70,6 @@ def attach(app: typer.Typer, command: Callable[..., Any], typed: Callable[[], st
             markdown=markdown,
             fresh=fresh,
             workers=workers or side_by_side(1),
-            modules=modules,
-            command=typed(),
+            modules=commands.IMPORTED,
+            command=commands.typed_command(),
         )
