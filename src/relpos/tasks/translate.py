@@ -87,7 +87,11 @@ class Translate:
     @property
     def source(self) -> str:
         about = self.data.pairs.about
-        return str(about.get("origin") or about.get("title") or self.path or "sentences given by the caller")
+        if not about:
+            return "sentences given by the caller"
+        packages: Any = about.get("packages") or ()
+        held = ", ".join(f"{each.get('package')} {each.get('version')}" for each in packages)
+        return "; ".join(str(x) for x in (about.get("title"), held or about.get("origin"), about.get("licence")) if x)
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Reads the text and learns the subwords, once; from the cache after that."""
@@ -324,6 +328,7 @@ def _device(model: nn.Module) -> torch.device:
 def _load(path: str | Path | None, progress: Progress | None) -> Pairs:
     from relpos.tasks import data
 
-    found = data.load("bible-en-es", progress=progress) if path is None else data.load("parallel", path=path)
+    found = data.load("bible-en-es" if path is None else "parallel", path=path, progress=progress)
+    assert isinstance(found, data.Parallel)
     source, target = ([side.text(i) for i in range(len(side))] for side in (found.source, found.target))
     return Pairs.of(source, target, found.split, found.card.json())
