@@ -105,7 +105,8 @@ class Random(Features):
             turned, upper = torch.linalg.qr(square)
             turned = turned * upper.diagonal().sign()  # uniform over the orthogonal group
             blocks.append(turned.T[: self.count - first])
-        return torch.cat(blocks) * gauss.norm(dim=1, keepdim=True)
+        lengths: Tensor = gauss.norm(dim=1, keepdim=True)
+        return torch.cat(blocks) * lengths
 
     def scale(self, dim: int) -> float:
         return 1.0 if self.normalize else dim**-0.5
