@@ -66,8 +66,10 @@ def _page(run: Any, folder: Path) -> str:
     ("verdict", "words"), [(False, "It does not hold here."), (None, "This run cannot tell."), (True, "It holds here.")]
 )
 def test_the_verdict_is_put_in_words(tmp_path: Path, verdict: bool | None, words: str) -> None:
-    prove(claim(run=lambda order: Finding(verdict, "So.", {}, "")), "quick", tmp_path / "r", quiet())
+    found = claim(run=lambda order: Finding(verdict, "So.", {}, ""))
+    prove(found, "demo", tmp_path / "r", quiet())
     assert f"**{words}** So." in (tmp_path / "r" / "page.md").read_text()
+    assert prove(found, "quick", tmp_path / "q", quiet()).holds is None
 
 
 def test_other_settings_and_other_claims_are_refused_by_name(tmp_path: Path) -> None:

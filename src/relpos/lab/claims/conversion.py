@@ -150,7 +150,7 @@ def conclude(cells: dict[str, dict[str, Cell]], s: Any, baselines: dict[str, dic
     kept = ", ".join(f"{key} {row[1]:.1f} of {row[0]:.1f}" for key, row in bleu.items())
     verdict = (
         f"BLEU that is left with {fewest} features: {kept}. NPRF with RPE is {'' if best else 'not '}the best at every "
-        f"feature count, normalised models lose {'less' if less else 'not always less'} than the others, and the "
+        f"feature count; normalised models {'always' if less else 'do not always'} lose less than the others; the "
         f"paper's order of the four is found at {ordered} of {len(s['counts'])} counts."
     )
     numbers = {"cells": cells, "baselines": baselines, "ordered": ordered, "best": best, "less": less}
@@ -189,8 +189,8 @@ def _body(table: dict[str, list[dict[str, Any]]], s: Any, baselines: dict[str, d
             f"![BLEU and loss after conversion]({PICTURES}/conversion.png)",
             f"## BLEU on {s['translated']} test verses, greedy\n\n" + _markdown(heads, _texts(table, "bleu", ".1f")),
             "## Nats a token on the whole test side\n\n" + _markdown(heads, _texts(table, "loss", ".3f")),
-            f"Mean ± standard deviation of {s['draws']} draws of the features ({s['features']}), one draw a layer, "
-            f"shared by its heads. Trivial predictors: {'; '.join(trivial)}.",
+            f"Mean (± standard deviation) over draws of the features ({s['features']}), {s['draws']} for each m; one "
+            f"draw a layer, shared by its heads. Trivial predictors: {'; '.join(trivial)}.",
             "## The paper's numbers\n\nBLEU on another task (IWSLT14 de-en), with larger models: the order and the "
             "distances can be compared, the numbers cannot.\n\n"
             + _markdown(["exact", *(f"m={m}" for m in (16, 32, 64, 128, 256, 512))], paper),
