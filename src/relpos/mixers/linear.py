@@ -154,7 +154,7 @@ def request(
         k, v = (x.masked_fill(~real[:, None, :, None], 0) for x in (k, v))
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     dtype = computing(q.dtype)
-    x_q, x_k = (_unit(x.to(dtype)) if features.normalize else x.to(dtype) for x in (q, k))
+    x_q, x_k = (unit(x.to(dtype)) if features.normalize else x.to(dtype) for x in (q, k))
     values = torch.cat([v.to(dtype), v.new_ones(*v.shape[:3], 1, dtype=dtype)], -1)
     values = values if real is None else values.masked_fill(~real[:, None, :, None], 0)
     scale = features.scale(dim) / temperature
@@ -214,7 +214,7 @@ def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Posi
     return replace(call, bias=encoding, states=states, offset=offset if offset == call.offset else None)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros stays, and gets no gradient."""
     squares = x.square().sum(-1, keepdim=True)
     return x * squares.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
@@ -245,7 +245,7 @@ def _own_prefix(prefix: int, n_q: int, n_k: int, packed: bool) -> int:
         raise ValueError("packed documents have no common prefix; give prefix or segments, not both")
     if prefix and n_q > n_k:
         raise ValueError(f"with a prefix there are as many keys as queries or more, got {n_k} and {n_q}")
-    return min(max(prefix - (n_k - n_q), 0), n_q)
+    return min(max(prefix - (n_k - n_q), 0), n_q) if prefix else 0
 
 
 def _beyond(positions: object, n: int, prefix: int) -> object:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding
 from relpos.encodings.registry import entry, fitted
+from relpos.features import Features
 from relpos.mixers.functional import Window
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
@@ -39,6 +40,8 @@ class Transformer(nn.Module):
                       one for all layers (Encoding.shared, e.g. T5) or share= says so. An object is shared by all.
                       Absolute encodings are added to the token embeddings, once.
     expansion         width of the hidden layer of the MLP, in units of dim
+    mixer, features, feature_count, normalize, temperature   as in `relpos.SelfAttention`; every layer draws random
+                      features of its own
     Embeddings are tied to the output; weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
     """
 
@@ -59,6 +62,11 @@ class Transformer(nn.Module):
         share: bool | None = None,
         kernel: str = "auto",
         encoding_options: Mapping[str, Any] | None = None,
+        mixer: str = "softmax",
+        features: Features | str = "prf",
+        feature_count: int | None = None,
+        normalize: bool | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if min(vocabulary, dim, depth, heads) < 1 or dim % heads:
@@ -76,8 +84,9 @@ class Transformer(nn.Module):
             own = None if self.absolute is not None else given
             options = encoding_options if isinstance(own, str) else None
             layer = SelfAttention(
-                dim, heads, own, kv_heads=kv_heads, causal=causal, window=window, dropout=attention_dropout,
-                kernel=kernel, encoding_options=options,
+                dim, heads, own, mixer, kv_heads=kv_heads, causal=causal, window=window, dropout=attention_dropout,
+                kernel=kernel, encoding_options=options, features=features, feature_count=feature_count,
+                normalize=normalize, temperature=temperature,
             )  # fmt: skip
             layers.append(Block(layer, dim, expansion, dropout))
         self.blocks = nn.ModuleList(layers)
