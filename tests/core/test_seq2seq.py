@@ -93,10 +93,15 @@ def test_greedy_decoding_with_caches_is_the_argmax_of_the_whole(encoding: Any) -
     assert torch.equal(got, want.masked_fill(ended, END))
 
 
-@pytest.mark.parametrize("encoding", [*ENCODINGS, "sinusoidal"])
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [(encoding, {}) for encoding in [*ENCODINGS, "sinusoidal"]]
+    + [("learned_bias", {"normalize": True}), ("t5", {"normalize": True, "temperature": 0.3})]
+    + [("learned_bias", {"mixer": "kernelized", "feature_count": 5}), ("sinusoidal", {"mixer": "kernelized"})],
+)
 @torch.no_grad()
-def test_cached_steps_equal_the_whole_also_when_rows_are_reordered(encoding: Any) -> None:
-    m, (source, mask), target = model(encoding), sources(), tokens(8)
+def test_cached_steps_equal_the_whole_also_when_rows_are_reordered(encoding: Any, options: dict[str, Any]) -> None:
+    m, (source, mask), target = model(encoding, **options), sources(), tokens(8)
     decoding, whole = Decoding(m, source, mask), m(source, target, mask)
     for t in range(4):
         torch.testing.assert_close(decoding.step(target[:, t : t + 1]), whole[:, t], rtol=0, atol=1e-11)

@@ -75,7 +75,8 @@ def _converted(
         own = copy.deepcopy(features) if isinstance(features, Features) else features
         options |= {"features": own, "feature_count": feature_count}
     else:
-        options |= {"dropout": old.dropout, "scale": factor}
+        options |= {"dropout": old.dropout}
+        options |= {"temperature": 1 / factor} if normalize else {"scale": factor}
     new = SelfAttention(old.dim, old.heads, old.encoding, mixer, **options)
     if new.features is not None:
         new.temperature = new.features.scale(old.head_dim) / factor
@@ -94,6 +95,6 @@ def _factor(layer: SelfAttention) -> float:
     """What the layer's q.k (of unit rows where it normalises) is multiplied by."""
     if layer.features is not None:
         return layer.features.scale(layer.head_dim) / layer.temperature
-    if layer.normalize and layer.scale is None:
+    if layer.normalize:
         return 1 / layer.temperature
     return score_factor(layer.scale, layer.encoding, layer.head_dim)
