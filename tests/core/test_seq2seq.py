@@ -174,3 +174,13 @@ def test_bad_input() -> None:
     m.train()
     m.translate(tokens(3), start=START, end=END, steps=2)
     assert m.training
+
+
+@pytest.mark.parametrize("encoding", ["learned_bias", None, "alibi"])
+@torch.no_grad()
+def test_beams_in_kernelised_attention(encoding: Any) -> None:
+    m, (source, mask) = model(encoding, mixer="kernelized", feature_count=4), sources(5)
+    one = m.translate(source, mask, start=START, end=END, steps=6)
+    first = torch.full((3, 1), START)
+    assert torch.equal(beam(Decoding(m, source, mask), first, END, 6, 1, 1.0), one)
+    m.translate(source, mask, start=START, end=END, steps=6, beams=3)

@@ -78,7 +78,8 @@ class Decoding:
     def reorder(self, rows: Tensor) -> None:
         """Keeps these rows, in this order; a row may come more than once."""
         for stream in self._streams:
-            stream.reorder(rows)
+            if stream.length:  # before the first step there is nothing to reorder
+                stream.reorder(rows)
         self._memory = [(k[rows], v[rows]) for k, v in self._memory]
         self._mask = None if self._mask is None else self._mask[rows]
 

@@ -66,8 +66,8 @@ class Translate:
     train_length = 64
     multiples = (1,)
     presets = {
-        "demo": {"steps": 1500, "batch": 12, "rates": (2e-3,), "model": {"dim": 128, "depth": 2, "heads": 4}},
-        "results": {"steps": 6000, "batch": 16, "rates": (2e-3,), "model": {"dim": 128, "depth": 2, "heads": 4}},
+        "demo": {"steps": 1500, "batch": 12, "rates": (4e-3,), "model": {"dim": 128, "depth": 2, "heads": 4}},
+        "results": {"steps": 6000, "batch": 16, "rates": (4e-3,), "model": {"dim": 128, "depth": 2, "heads": 4}},
     }
 
     def __init__(

@@ -51,15 +51,15 @@ PAPER: dict[str, tuple[float, ...]] = {
 
 presets: dict[str, dict[str, Any]] = {
     "quick": {
-        "steps": 12, "batch": 2, "rate": 2e-3, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300, "translated": 8,
+        "steps": 12, "batch": 2, "rate": 4e-3, "dim": 16, "depth": 1, "heads": 2, "vocabulary": 300, "translated": 8,
         "counts": [16, 64], "draws": 1, "features": "prf", "seed": 0, "path": None,
     },
     "demo": {
-        "steps": 1500, "batch": 12, "rate": 2e-3, "dim": 128, "depth": 2, "heads": 4, "vocabulary": 4000,
+        "steps": 1500, "batch": 12, "rate": 4e-3, "dim": 128, "depth": 2, "heads": 4, "vocabulary": 4000,
         "translated": 100, "counts": [16, 64, 256], "draws": 2, "features": "prf", "seed": 0, "path": None,
     },
     "results": {
-        "steps": 3500, "batch": 12, "rate": 2e-3, "dim": 128, "depth": 2, "heads": 4, "vocabulary": 4000,
+        "steps": 3500, "batch": 12, "rate": 4e-3, "dim": 128, "depth": 2, "heads": 4, "vocabulary": 4000,
         "translated": 200, "counts": [16, 32, 64, 128, 256, 512], "draws": 3, "features": "prf", "seed": 0,
         "path": None,
     },
