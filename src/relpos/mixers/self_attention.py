@@ -12,6 +12,7 @@ from relpos.encodings.base import Absolute, Encoding, Transform
 from relpos.encodings.registry import entry, fitted
 from relpos.features import Features, named
 from relpos.mixers.functional import Window, attention, rate
+from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention, unit, width_met
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
@@ -97,6 +98,8 @@ class SelfAttention(nn.Module):
         self, given: Features | str, count: int | None, encoding: Encoding | str | None, options: Any
     ) -> Features:
         if isinstance(given, Features):
+            if self.normalize not in (None, given.normalize):
+                raise ValueError(f"the features given have normalize={given.normalize}; leave normalize out, or agree")
             return given
         width = self.head_dim
         if isinstance(encoding, str):
@@ -138,7 +141,7 @@ class SelfAttention(nn.Module):
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         codes: Any = None,
         generator: torch.Generator | None = None,
-        stream: Stream | None = None,
+        stream: Stream | KernelStream | None = None,
     ) -> Tensor:
         """x (batch, n, dim), optional context (batch, m, dim) to (batch, n, dim). Other arguments: `relpos.attention`.
 
@@ -181,13 +184,15 @@ class SelfAttention(nn.Module):
             q, k, v, encoding, window=self.window, scale=scale, content=content, dropout=dropout, **options
         )  # fmt: skip
 
-    def stream(self, codes: Any = None) -> Stream:
+    def stream(self, codes: Any = None) -> Stream | KernelStream:
         """A fresh cache for decoding with this layer."""
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if self.features is not None:
+            return KernelStream(encoding, features=self.features, temperature=self.temperature, codes=codes)
         return Stream(encoding, scale=self.scale, window=self.window, codes=codes, kernel=self.kernel)
 
     def _input(
-        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | None
+        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | KernelStream | None
     ) -> tuple[Tensor, Tensor]:
         if not isinstance(self.encoding, Absolute):
             return x, x if context is None else context
