@@ -162,6 +162,8 @@ class SelfAttention(nn.Module):
         if self.normalize and self.features is None:
             q, k = unit(q), unit(k)
         if stream is not None:
+            if self.normalize and self.features is None:
+                q, k = unit(q), unit(k)
             out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
         else:
             k_pos = q_pos if context is None and k_pos is None else k_pos
@@ -190,7 +192,8 @@ class SelfAttention(nn.Module):
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
         if self.features is not None:
             return KernelStream(encoding, features=self.features, temperature=self.temperature, codes=codes)
-        return Stream(encoding, scale=self.scale, window=self.window, codes=codes, kernel=self.kernel)
+        scale = 1 / self.temperature if self.normalize else self.scale
+        return Stream(encoding, scale=scale, window=self.window, codes=codes, kernel=self.kernel)
 
     def _input(
         self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | KernelStream | None

@@ -25,6 +25,7 @@ __all__ = [
 
 _TASKS: dict[str, str] = {
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "translate": "relpos.tasks.translate:Translate",
 }
 
 
