@@ -1,5 +1,6 @@
 """Ready networks made of mixers."""
 
-from relpos.models.transformer import Transformer
+from relpos.models.classifier import Classifier
+from relpos.models.transformer import Stack, Transformer
 
-__all__ = ["Transformer"]
+__all__ = ["Classifier", "Stack", "Transformer"]

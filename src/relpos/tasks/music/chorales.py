@@ -17,7 +17,6 @@ A piece's training windows begin at any tick, in any transposition that keeps ea
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.registry import entry
 from relpos.tasks.base import Artifact, Evaluation, Progress
+from relpos.tasks.lengths import length_options
 from relpos.tasks.music import collection, markov, roll
 from relpos.tasks.music.piece import TICKS_PER_QUARTER, VOICES, Piece
 from relpos.tasks.ngram import Counts
@@ -126,9 +125,8 @@ class Chorales:
     def model(self, encoding: str, **options: Any) -> nn.Module:
         """``relpos.models.Transformer`` of this task's size; options go to it and override the settings.
 
-        What an encoding wants to know of lengths is filled in where ``encoding_options`` do not say it: tables of
-        lags end at the longest lag of training (a longer table has entries that never learn), tables of positions at
-        the longest evaluation.
+        What an encoding wants to know of lengths is filled in where ``encoding_options`` do not say it: see
+        `relpos.tasks.lengths`.
         """
         from relpos.models import Transformer
 
@@ -142,23 +140,8 @@ class Chorales:
             "causal": True,
         } | options
         given = dict(arguments.pop("encoding_options", None) or {})
-        return Transformer(
-            self.vocabulary, encoding=encoding, encoding_options=self._lengths(encoding) | given, **arguments
-        )
-
-    def _lengths(self, encoding: str) -> dict[str, int]:
-        if not isinstance(encoding, str):
-            return {}
-        found = entry(encoding)
-        wanted = inspect.signature(found.load()).parameters
-        last_lag = self.train_length - 1
-        usual = found.defaults.get("max_lag", getattr(wanted.get("max_lag"), "default", None))
-        offered = {
-            "max_lag": min(usual, last_lag) if isinstance(usual, int) else last_lag,
-            "train_length": self.train_length,
-            "max_length": self.train_length * max(self.multiples),
-        }
-        return {key: value for key, value in offered.items() if key in wanted}
+        known = length_options(encoding, self.train_length, self.train_length * max(self.multiples))
+        return Transformer(self.vocabulary, encoding=encoding, encoding_options=known | given, **arguments)
 
     def batch(self, step: int, seed: int, size: int) -> Tensor:
         """(size, train_length + 1) int64: tokens to read and, one further, to predict.
