@@ -1,4 +1,4 @@
-"""A Transformer encoder that gives one answer a sequence, or one a pair of sequences: the network of long-range tasks."""
+"""A Transformer encoder that gives one answer a sequence, or one a pair: the network of the long-range tasks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class Classifier(Stack):
         super().__init__(dim, depth, heads, encoding, expansion=expansion, dropout=dropout, **options)
         self.vocabulary, self.classes, self.padding = vocabulary, classes, padding
         self.pooling, self.two_tower, self.interaction = pooling, two_tower, interaction
-        self.embedding: nn.Module = nn.Linear(channels or 1, dim) if vocabulary is None else nn.Embedding(vocabulary, dim)
+        self.embedding: nn.Module = (
+            nn.Linear(channels or 1, dim) if vocabulary is None else nn.Embedding(vocabulary, dim)
+        )
         self.cls = nn.Parameter(torch.randn(dim)) if pooling == "cls" else None
         self.input_dropout = nn.Dropout(dropout)
         self.head = self._head(hidden or expansion * dim, classes)

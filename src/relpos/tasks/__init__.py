@@ -11,7 +11,14 @@ from relpos.tasks.base import Artifact, Evaluation, Progress, Task
 __all__ = ["Artifact", "Evaluation", "Progress", "Task", "get", "names", "register"]
 
 _TASKS: dict[str, str] = {
+    "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "listops": "relpos.tasks.long_range.expressions:ListOps",
+    "path-x": "relpos.tasks.long_range.paths:PathX",
+    "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
+    "pixels": "relpos.tasks.long_range.pixels:Pixels",
+    "retrieval": "relpos.tasks.long_range.documents:Retrieval",
+    "text": "relpos.tasks.long_range.documents:Text",
 }
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from relpos.tasks import windows
 from relpos.tasks.base import Artifact, Evaluation, Progress
 from relpos.tasks.lengths import length_options
 from relpos.tasks.music import collection, markov, roll
@@ -34,7 +35,6 @@ from relpos.tasks.music.piece import TICKS_PER_QUARTER, VOICES, Piece
 from relpos.tasks.ngram import Counts
 
 _VOICES = len(VOICES)
-_TOKENS_A_BATCH = 16384
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -200,41 +200,13 @@ class Chorales:
 
     def _parts(self, split: str, length: int) -> np.ndarray:
         """(parts, length + 1): the windows cut for a context of ``length``."""
-        longest = self.train_length * max(self.multiples)
-        if length < _VOICES or length % _VOICES or longest % length:
-            raise ValueError(
-                f"length must be a multiple of {_VOICES} that divides {longest}, so that every length is scored on "
-                f"the same tokens; got {length}"
-            )
-        windows = self.windows(split)
-        return np.concatenate([windows[:, i : i + length + 1] for i in range(0, longest, length)], axis=1).reshape(
-            -1, length + 1
-        )
+        return windows.cut(self.windows(split), length, _VOICES)
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, length: int, progress: Progress | None = None) -> Evaluation:
         """Loss on a split with ``length`` tokens of context, by the rule of the module; the model's mode is kept."""
-        parts = torch.from_numpy(self._parts(split, length))
-        parameter = next(model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        total, count = np.zeros(length), np.zeros(length, dtype=np.int64)
-        size = max(1, _TOKENS_A_BATCH // length)
-        training = model.training
-        model.eval()
-        try:
-            for first in range(0, len(parts), size):
-                rows = parts[first : first + size].to(device)
-                logits = model(rows[:, :-1]).float()
-                nats = nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").cpu().numpy()
-                scored = (rows[:, 1:] != roll.START).cpu().numpy()
-                total += np.where(scored, nats.astype(np.float64), 0).sum(0)
-                count += scored.sum(0)
-                if progress is not None:
-                    progress(min(first + size, len(parts)), len(parts), f"{split}, {length} tokens")
-        finally:
-            model.train(training)
-        by_position = np.divide(total, count, out=np.full(length, math.nan), where=count > 0)
-        return Evaluation(length, float(total.sum() / count.sum()), by_position, int(count.sum()))
+        parts = self._parts(split, length)
+        loss, by_position, count = windows.losses(model, parts, roll.START, progress, f"{split}, {length} tokens")
+        return Evaluation(length, loss, by_position, count)
 
     def baselines(self, split: str, length: int) -> dict[str, float]:
         """Nats a token of counted predictors on exactly the tokens that `evaluate` scores, seeing what it lets see.
