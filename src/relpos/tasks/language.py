@@ -139,7 +139,7 @@ class BytesLM:
             "source": self.source,
             "bytes": {side: len(self.text(side)) for side in _SIDES},
             "scored bytes": {side: len(self.windows(side)) * self.longest for side in _SIDES[1:]},
-            "vocabulary": f"{self.vocabulary}: the {len(self.symbols)} bytes of the training split, one token for others",
+            "vocabulary": f"{self.vocabulary}: {len(self.symbols)} bytes of the training split, one for others",
             "train_length": self.train_length,
             "lengths": [m * self.train_length for m in self.multiples],
             "baselines": dict(MEANING),

@@ -143,7 +143,7 @@ def _logistic(x: torch.Tensor, y: torch.Tensor, classes: int, penalty: float) ->
         loss = torch.nn.functional.cross_entropy(x @ weights[1:] + weights[0], y)
         loss = loss + penalty / 2 * weights[1:].square().sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     optimizer.step(closure)
     return weights.detach()
