@@ -41,9 +41,9 @@ def test_rows_are_not_copied() -> None:
 @pytest.mark.parametrize(
     ("offsets", "labels", "members", "message"),
     [
-        ([0, 2], [0], None, "rise from 0"),
-        ([0, 4, 3], [0], None, "rise from 0"),
-        ([1, 3], [0], None, "rise from 0"),
+        ([0, 2], [0], [[0]], "rise from 0"),
+        ([0, 4, 3], [0], [[0]], "rise from 0"),
+        ([1, 3], [0], [[0]], "rise from 0"),
         ([0, 3], [0, 1], [[0]], "a row a label"),
         ([0, 3], [0], [[1]], "name sequences 0 to 0"),
         ([0, 3], [0], [[-1]], "name sequences 0 to 0"),

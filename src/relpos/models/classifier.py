@@ -95,8 +95,8 @@ class Classifier(Stack):
             return logits
         if tokens.shape[1] != 2:
             raise ValueError(f"pairs have an axis of 2 after batch, got {tuple(tokens.shape)}")
-        both = self.embed(tokens.flatten(0, 1), positions=positions, key_mask=key_mask).unflatten(0, (-1, 2))
-        one, two = both.unbind(1)
+        both = self.embed(tokens.flatten(0, 1), positions=positions, key_mask=key_mask)
+        one, two = both[0::2], both[1::2]
         parts = [one, two, one * two, one - two] if self.interaction else [one, two]
         logits = self.head(torch.cat(parts, -1))
         return logits

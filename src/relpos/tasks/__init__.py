@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from typing import Any
 
-from relpos.tasks.base import Artifact, Evaluation, Progress, Task
+from relpos.tasks.base import ACCURACY, Artifact, Batch, Evaluation, Metric, Progress, Task
 
-__all__ = ["Artifact", "Evaluation", "Progress", "Task", "get", "names", "register"]
+__all__ = [
+    "ACCURACY",
+    "Artifact",
+    "Batch",
+    "Evaluation",
+    "Metric",
+    "Progress",
+    "Task",
+    "get",
+    "names",
+    "register",
+    "titles",
+]
 
 _TASKS: dict[str, str] = {
     "bytes-lm": "relpos.tasks.language:BytesLM",
@@ -27,6 +40,18 @@ def names() -> list[str]:
     return sorted(_TASKS)
 
 
+def titles() -> dict[str, str]:
+    """The title of each known task; its module is imported, and where that fails, the title says what is missing."""
+    found = {}
+    for name in names():
+        try:
+            title = getattr(_load(name), "title", "")
+        except ImportError as error:
+            title = f"cannot be loaded: {error}"
+        found[name] = title if isinstance(title, str) else ""
+    return found
+
+
 def register(name: str, target: str) -> None:
     """Adds a task from outside the package; target is "module:Class". ValueError where the name is taken."""
     if _TASKS.get(name, target) != target:
@@ -37,11 +62,22 @@ def register(name: str, target: str) -> None:
 
 
 def get(name: str, **options: Any) -> Task:
-    """The task of that name, made with ``options``. ValueError for an unknown name, with the nearest known one."""
+    """The task of that name, made with ``options``.
+
+    ValueError for an unknown name, with the nearest known one; TypeError for options that the task does not take.
+    """
     if name not in _TASKS:
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown task {name!r}{hint} Known tasks: {', '.join(names())}")
-    module, attribute = _TASKS[name].split(":")
-    task: Task = getattr(importlib.import_module(module), attribute)(**options)
+    cls = _load(name)
+    taken = [each.name for each in inspect.signature(cls).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    if len(taken) == len(inspect.signature(cls).parameters) and (other := sorted(set(options) - set(taken))):
+        raise TypeError(f"task {name!r} takes {', '.join(taken) or 'no options'}; got {', '.join(other)}")
+    task: Task = cls(**options)
     return task
+
+
+def _load(name: str) -> Any:
+    module, attribute = _TASKS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -19,14 +19,13 @@ class Examples:
     tokens: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
-    members: np.ndarray = field(default=None)  # type: ignore[assignment]  # filled below
+    members: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
-        for name, kind in (("tokens", None), ("offsets", np.int64), ("labels", np.int64), ("members", np.int64)):
-            value = getattr(self, name)
-            if name == "members" and value is None:
-                value = np.arange(len(self.labels))[:, None]
-            object.__setattr__(self, name, np.asarray(value, dtype=kind))
+        for name in ("offsets", "labels", "members"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.int64))
+        if self.members.ndim == 1 and not self.members.size:
+            object.__setattr__(self, "members", np.arange(len(self.labels))[:, None])
         ends = self.offsets
         if ends.ndim != 1 or len(ends) < 1 or ends[0] != 0 or ends[-1] != len(self.tokens) or (np.diff(ends) < 0).any():
             raise ValueError(f"offsets rise from 0 to the number of tokens, {len(self.tokens)}; got {ends}")

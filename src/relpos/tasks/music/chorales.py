@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from relpos.tasks import windows
-from relpos.tasks.base import Artifact, Evaluation, Progress
+from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
 from relpos.tasks.lengths import length_options
 from relpos.tasks.music import collection, markov, roll
 from relpos.tasks.music.piece import TICKS_PER_QUARTER, VOICES, Piece
@@ -61,6 +61,8 @@ class Chorales:
 
     name = "chorales"
     title = "Bach chorales: predict the next note of four voices, train on two bars, read up to eight"
+    unit = "nats a token"
+    metrics: tuple[Metric, ...] = ()
     train_length = 128
     multiples = (1, 2, 4)
     vocabulary = roll.VOCABULARY
@@ -208,18 +210,18 @@ class Chorales:
         loss, by_position, count = windows.losses(model, parts, roll.START, progress, f"{split}, {length} tokens")
         return Evaluation(length, loss, by_position, count)
 
-    def baselines(self, split: str, length: int) -> dict[str, float]:
-        """Nats a token of counted predictors on exactly the tokens that `evaluate` scores, seeing what it lets see.
+    def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
+        """Losses of counted predictors on exactly the tokens that `evaluate` scores, seeing what it lets see.
 
         Counted over the training pieces in all their transpositions; the strength of the smoothing is the best on
         the validation split. ``relpos.tasks.music.markov.MEANING`` says what each looks at.
         """
         parts = self._parts(split, length)
         scored = parts[:, 1:] != roll.START
-        result = {"uniform": math.log(self.vocabulary)}
+        result = {"uniform": {"loss": math.log(self.vocabulary)}}
         for name, (contexts, _) in markov.CONTEXTS.items():
             counts, strength = self._fitted(name)
-            result[name] = float(counts.loss(contexts(parts), parts[:, 1:], strength)[scored].mean())
+            result[name] = {"loss": float(counts.loss(contexts(parts), parts[:, 1:], strength)[scored].mean())}
         return result
 
     def _fitted(self, name: str) -> tuple[Counts, float]:
