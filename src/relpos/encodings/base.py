@@ -357,6 +357,12 @@ class Transform(Encoding):
         """Width of what `encode_q` and `encode_k` return for vectors of width dim."""
         return dim
 
+    def decay(self) -> Tensor | None:
+        """Rates (heads,) >= 0, nats a token, without gradient, where kernelised attention is to multiply the weight of
+        a pair by exp(-rate |lag|) besides; None: it is not. Growing and shrinking factors on q and k would say the
+        same and leave the range of numbers."""
+        return None
+
     def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> Any:
         """What must be fixed for a whole sequence, None where nothing is."""
         return None

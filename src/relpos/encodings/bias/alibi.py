@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relpos.encodings.base import Bias, Tail, check_heads
+from relpos.encodings.buffers import WideBuffers
 
 Rule = Literal["author", "geometric"]
 
@@ -33,20 +33,10 @@ def alibi_slopes(heads: int, rule: Rule = "author") -> Tensor:
     return torch.tensor(geometric(power) + geometric(2 * power)[::2][: heads - power], dtype=torch.float64)
 
 
-class FixedBias(Bias):
-    """A bias whose constants stay in float32 or wider: a model cast to bfloat16 would round a slope by 0.4 percent, and
-    a frequency by that times the lag."""
+class FixedBias(WideBuffers, Bias):
+    """A bias whose constants stay in float32 or wider."""
 
     learned = False
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedBias:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            if old is not None and new is not None and new.is_floating_point() and new.dtype.itemsize < 4:
-                self._buffers[name] = old.to(new.device)
-        return self
 
 
 class Stored(NamedTuple):

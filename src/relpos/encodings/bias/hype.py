@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import check_heads, positive
+from relpos.encodings.base import Tail, check_heads, positive
 from relpos.encodings.bias.alibi import FixedBias, alibi_slopes
 
 STEEPEST = 60.0  # sinh(60) = 6e25: closed attention for any amplitude, and still finite in float32
@@ -83,6 +85,13 @@ class HyPE(FixedBias):
         shape = (-1, *[1] * lag.dim())
         angle = (self.slope.view(shape) * lag).clamp(-STEEPEST, STEEPEST)
         return self.amplitude.view(shape) * torch.sinh(angle)
+
+    def tail(self) -> Tail:
+        """Constant from the saturation on, mu D >= 60: of use where that is nearer than the sequence is long."""
+        slope = self.slope.detach()
+        reach = math.ceil(STEEPEST / float(slope.min()))
+        saturated = bool((slope * reach >= STEEPEST).all())  # as `at` rounds it
+        return Tail(reach if saturated else reach + 1)
 
     def factors(self, n: int) -> tuple[Tensor, Tensor]:
         """Rank 2, centred at c = (n-1)/2, with tau on the query side, so that heads with one mu share their keys.

@@ -40,7 +40,9 @@ class RoPE(Rotary):
     No parameters. Positions are Index, or Times read as real-valued tokens. "dynamic" and "longrope" depend on the
     length of the whole sequence, which travels in `codes`: keys rotated under one length are wrong under another, so a
     stream makes its codes once, for the longest length it will reach, and keeps them for every step.
-    Source: Su et al. 2021 (RoFormer), section 3.2.2; M-RoPE: Wang et al. 2024 (Qwen2-VL), interleaved as in Qwen3-VL.
+    Kernelised attention turns the features of the numerator, with dim their number, and leaves the denominator plain.
+    Source: Su et al. 2021 (RoFormer), section 3.2.2, and eq. 19 for kernelised attention; M-RoPE: Wang et al. 2024
+    (Qwen2-VL), interleaved as in Qwen3-VL.
     """
 
     takes = (Index, Times)

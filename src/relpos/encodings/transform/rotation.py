@@ -66,11 +66,14 @@ def per_token(values: Tensor, trailing: int = 0) -> Tensor:
 class Rotary(Transform):
     """Base of the rotary transforms. A subclass gives `angles`; `gain` where the lengths change too.
 
+    In kernelised attention they turn the features, not q and k, and those of the numerator only (RoFormer, eq. 19): a
+    turned product can be negative, so a sum of them is no denominator. The weights then do not add up to one.
     Angles are float64 up to their cosine: the angle of token 1e6 in float32 is off by up to 0.06 radians.
     """
 
     extrapolates = False
     learned = False
+    plain_denominator = True
     dim: int
     layout: Layout
 

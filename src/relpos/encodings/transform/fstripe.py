@@ -1,0 +1,210 @@
+"""F-StrIPE: sines of structural positions, without the noise of stochastic encodings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.base import Transform, check_heads, positive
+from relpos.encodings.reference import find, need
+from relpos.encodings.transform.shared import as_heads, axes_of, coordinates, lag_axes, wide
+from relpos.positions import Grid, Index, Labels, Position, Positions, Profiles, Times
+
+Levels = str | Sequence[str] | Mapping[str, int]
+KINDS = (Index, Times, Labels, Grid, Profiles)
+
+
+@dataclass(frozen=True, eq=False)
+class FStrIPECodes:
+    """What is taken off the positions of queries and keys before any sine, float64 (1, axes) or (batch, 1, axes)."""
+
+    origin: Tensor
+
+
+class FStrIPE(Transform):
+    """Weighs channel d of q.k by sines of the difference of structural positions p (labels, times, indices, cells).
+
+        unpooled: q'_i . k'_j = sum_d q_id k_jd P_d(i, j)
+        P_d(i, j) = 1/F sum_f gain_df^2 cos(2 pi freq_df . (p_i - p_j) + query_phase_df - key_phase_df)
+        pooled:   q'_i = 1/sqrt(F) sum_d q_id gain_d [cos a_d, sin a_d],   a_df = 2 pi freq_df . p_i + query_phase_df
+
+    level      name of a level of named positions ("chord"), or several: p then has one axis a name, in this order;
+               {name: axes} for levels with more (a Grid, Profiles such as chroma vectors). Positions that are not
+               named are taken as they are, where they have as many axes
+    features   F, sines of a channel
+    pooled     True, the published method: the channels of a head are summed, 2 F come out. Then products of two
+               channels do not cancel, and the logit is not a function of the difference alone; the phases, random at
+               the start, make it one in the mean. False: concatenated, 2 F dim channels, exact and relative
+    frequencies (heads, dim, features, axes), cycles a unit of the position; gains, query_phases and key_phases
+    (heads, dim, features). At the start P_d(i, i) = 1, and most periods are 20 to 600 units long.
+
+    Works before the features in kernelised attention, on q and k in softmax attention. Labels are compared by the
+    difference of their numbers, so renaming them matters. Times lose the first key's, which travels in `codes`.
+    Source: "F-StrIPE", arXiv 2502.10491, as the limit of SPE without noise. P there has 1/F where SPE's has 1/(2F). No
+    code was published; the start of the parameters is ours, near that of SPE.
+    """
+
+    side = "before"
+    takes = (*KINDS, Mapping)
+    extrapolates = True
+    reference = """@inproceedings{agarwal2025fstripe,
+  title={F-StrIPE: Fast Structure-Informed Positional Encoding for Symbolic Music Generation},
+  author={Agarwal, Manvi and Wang, Changhong and Richard, Ga{\\"e}l},
+  booktitle={ICASSP}, year={2025}}"""
+
+    def __init__(
+        self,
+        heads: int,
+        dim: int,
+        level: Levels = "index",
+        features: int = 8,
+        pooled: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.dim, self.features = check_heads(heads), positive("dim", dim), positive("features", features)
+        self.levels, self.pooled = _levels(level), bool(pooled)
+        self.axes = sum(self.levels.values())
+        options: dict[str, Any] = {"generator": generator, "device": None if generator is None else generator.device}
+        shape = (heads, dim, features)
+        slow = torch.sigmoid(torch.randn(*shape, self.axes, **options) - 4) / 2
+        sign = torch.rand(*shape, self.axes, **options) < 0.5
+        self.frequencies = nn.Parameter(torch.where(sign, slow, -slow))
+        self.gains = nn.Parameter(torch.ones(shape, device=options["device"]))
+        phases = 2 * math.pi * torch.rand(shape, **options)
+        self.query_phases, self.key_phases = nn.Parameter(phases), nn.Parameter(phases.clone())
+
+    @classmethod
+    def from_reference(cls, arrays: Mapping[str, Any], level: Levels | None = None, pooled: bool = True) -> FStrIPE:
+        """From the symbols of the paper: f (dim, F, axes), or (dim, F) for one axis, in cycles; lambda, theta_q and
+        theta_k (dim, F), 1 and 0 where missing; or all of them with heads in front. Our own names do as well.
+
+        level: default "index" for one axis, else "level0", "level1", ..
+        """
+        frequencies = need(arrays, "frequencies", "f", "freqs")
+        gains = find(arrays, "gains", "lambda", "lambdas", "lam")
+        phases = [find(arrays, "query_phases", "theta_q"), find(arrays, "key_phases", "theta_k")]
+        small = next((x for x in (gains, *phases) if x is not None), None)
+        if small is None:  # nothing says whether the last dimension counts axes: it does from three dimensions on
+            small = frequencies if frequencies.dim() == 2 else frequencies[..., 0]
+        if frequencies.dim() == small.dim():
+            frequencies = frequencies.unsqueeze(-1)
+        if small.dim() not in (2, 3) or frequencies.shape[:-1] != small.shape:
+            raise ValueError(
+                f"frequencies are (dim, F, axes) and gains (dim, F), got {tuple(frequencies.shape)} and "
+                f"{tuple(small.shape)}"
+            )
+        heads, dim, count = (1, *small.shape) if small.dim() == 2 else tuple(small.shape)
+        axes = frequencies.shape[-1]
+        if level is None:
+            level = "index" if axes == 1 else [f"level{a}" for a in range(axes)]
+        encoding = cls(heads, dim, level, count, pooled).to(frequencies.dtype)
+        if encoding.axes != axes:
+            raise ValueError(f"the frequencies have {axes} axes, level={level!r} has {encoding.axes}")
+        gains = torch.ones_like(small) if gains is None else gains
+        queries, keys = (torch.zeros_like(small) if x is None else x for x in phases)
+        with torch.no_grad():
+            encoding.frequencies.copy_(frequencies.reshape(encoding.frequencies.shape))
+            for own, given in ((encoding.gains, gains), (encoding.query_phases, queries), (encoding.key_phases, keys)):
+                own.copy_(given.reshape(own.shape))
+        return encoding
+
+    def width_after(self, dim: int) -> int:
+        return 2 * self.features * (1 if self.pooled else dim)
+
+    def template(self, lags: Tensor) -> Tensor:
+        """P_d of lags (..), or (.., axes), key - query position, as (heads, dim, ..), float64."""
+        lags = lag_axes(lags, self.axes)
+        turn = torch.einsum("...a,hdfa->hd...f", -2 * math.pi * lags, self.frequencies.double())
+        shape = (self.heads, self.dim, *[1] * (lags.dim() - 1), self.features)
+        phase, gain = ((x.double().view(shape)) for x in (self.query_phases - self.key_phases, self.gains))
+        return (gain.square() * (turn + phase).cos()).mean(-1)
+
+    def check_positions(self, *positions: Positions) -> None:
+        super().check_positions(*positions)
+        for position in positions:
+            self._axes(position)
+
+    def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> FStrIPECodes:
+        """The first key's time where an axis is one of Times, 0 on the others."""
+        self.check_positions(q_pos, k_pos)
+        origins = [
+            coordinates(part)[..., :1, :] * isinstance(part, Times)
+            if len(part)
+            else torch.zeros(1, axes_of(part), dtype=torch.float64, device=part.values.device)
+            for part in self._axes(k_pos)
+        ]
+        return FStrIPECodes(_joined(origins))
+
+    def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: FStrIPECodes | None = None) -> Tensor:
+        return self._encoded(q, q_pos, codes, self.query_phases)
+
+    def encode_k(self, k: Tensor, k_pos: Positions, scale: float = 1.0, codes: FStrIPECodes | None = None) -> Tensor:
+        return self._encoded(as_heads(k, self.heads, "FStrIPE"), k_pos, codes, self.key_phases)
+
+    def _axes(self, positions: Positions) -> list[Position]:
+        """The positions of each level; ValueError or TypeError where they are not what the levels say."""
+        if isinstance(positions, Position):
+            if axes_of(positions) != self.axes:
+                raise ValueError(
+                    f"{type(positions).__name__} positions have {axes_of(positions)} axes, the levels "
+                    f"{', '.join(self.levels)} have {self.axes}; give named positions, a dict by level"
+                )
+            return [positions]
+        missing = [name for name in self.levels if name not in positions]
+        if missing:
+            raise ValueError(f"no positions are named {', '.join(missing)}; there are {', '.join(positions)}")
+        found = [positions[name] for name in self.levels]
+        for part, (name, axes) in zip(found, self.levels.items()):
+            if not isinstance(part, KINDS):
+                raise TypeError(f"level {name!r} is {type(part).__name__}, whose difference is no vector")
+            if axes_of(part) != axes:
+                raise ValueError(f"level {name!r} has {axes_of(part)} axes, the encoding was built for {axes}")
+        return found
+
+    def _encoded(self, x: Tensor, positions: Positions, codes: FStrIPECodes | None, phases: Tensor) -> Tensor:
+        self.check_positions(positions)
+        if x.shape[1] != self.heads or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"FStrIPE was built for {self.heads} heads of width {self.dim}, got {x.shape[1]} of {x.shape[-1]}"
+            )
+        points = _joined([coordinates(part) for part in self._axes(positions)])
+        points = points if codes is None else points - codes.origin
+        points = points if points.dim() == 3 else points.unsqueeze(0)
+        turn = torch.einsum("bna,hdfa->bhndf", 2 * math.pi * points, self.frequencies.double())
+        angle = turn + phases.double().unsqueeze(1)
+        values = wide(x)
+        waves = torch.cat((angle.cos(), angle.sin()), -1).to(values.dtype)  # (batch or 1, heads, n, dim, 2 F)
+        gains = wide(self.gains).to(values.dtype) * self.features**-0.5
+        waves = waves * torch.cat((gains, gains), -1).unsqueeze(1)
+        if self.pooled:
+            waves = waves.expand(x.shape[0], *waves.shape[1:])
+            return torch.einsum("bhnd,bhndf->bhnf", values, waves).to(x.dtype)
+        return (values.unsqueeze(-1) * waves).flatten(-2).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"heads={self.heads}, dim={self.dim}, levels={self.levels}, features={self.features}, pooled={self.pooled}"
+        )
+
+
+def _levels(level: Levels) -> dict[str, int]:
+    if isinstance(level, str):
+        return {level: 1}
+    levels = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1)
+    if not levels or not all(isinstance(name, str) for name in levels) or len(levels) != len(level):
+        raise ValueError(f"level is a name, several different ones, or {{name: axes}}; got {level!r}")
+    return {name: positive(f"the axes of {name!r}", axes) for name, axes in levels.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Axes side by side: parts (n, a) or (batch, n, a)."""
+    batch = max((part.shape[0] for part in parts if part.dim() == 3), default=0)
+    if batch:
+        parts = [part.expand(batch, -1, -1) for part in parts]
+    return torch.cat(parts, -1)
