@@ -21,6 +21,7 @@ from relpos.tasks.examples import Examples
 from relpos.tasks.long_range import listops
 from relpos.tasks.long_range.documents import Retrieval, Text
 from relpos.tasks.long_range.expressions import ListOps
+from relpos.tasks.long_range.paths import Pathfinder
 from relpos.tasks.long_range.pixels import Pixels, grey
 
 COUNTS = {"train": 60, "validation": 25, "test": 40}
@@ -84,6 +85,7 @@ MAKERS = {
     "retrieval": lambda: Retrieval(splits=pairs(), length=16),
     "pixels": pixel_task,
     "listops": listops_task,
+    "pathfinder": lambda: Pathfinder(examples=(20, 8, 8)),
 }
 
 
@@ -103,7 +105,7 @@ def test_protocol(task: Classification, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = task.model("t5", **SMALL)
     loss = task.loss(model, task.batch(0, 0, 5))
-    assert loss.shape == () and 0 < float(loss) < 3 * math.log(len(task.classes))
+    assert loss.shape == () and 0 < float(loss.detach()) < 3 * math.log(len(task.classes))
     for multiple in task.multiples:
         found = task.evaluate(model, "test", multiple * task.train_length)
         assert found.by_position is None and found.count == len(task.examples("test")) and found.length % 1 == 0
@@ -282,15 +284,16 @@ def test_published_numbers_stand_beside_the_released_data_only(tmp_path: Path) -
         assert not any(name.startswith("LRA") for name in other.baselines("test", 16))
 
 
-def test_presets_fit_the_settings_and_the_networks() -> None:
-    for kind in (ListOps, Text, Retrieval, Pixels):
-        for name, sizes in kind.presets.items():
-            known = name if name in ("demo", "results") else "results"
-            settings = preset(known, kind.name, ("t5",), {known: sizes})
-            assert settings.steps == sizes["steps"] and settings.model["dim"] == sizes["model"]["dim"]
-            if name != "lra":
-                MAKERS[kind.name]().model("t5", **settings.model)
-    Pixels(splits=pictures(), side=(6, 6), classes=("a", "b")).model("t5", **Pixels.presets["lra"]["model"])
+@pytest.mark.parametrize("name", [*sorted(MAKERS), "path-x", "bytes-lm"])
+def test_presets_fit_the_settings_the_task_and_its_network(name: str) -> None:
+    for chosen, sizes in relpos.tasks.presets(name).items():
+        settings = preset(chosen, name, ("t5",), relpos.tasks.presets(name))
+        assert settings.steps == sizes["steps"] and settings.model == sizes["model"]
+        assert json.loads(json.dumps(settings.as_dict())) == settings.as_dict()
+        assert isinstance(relpos.tasks.get(name, **settings.task_options), Task)
+        if name in MAKERS:
+            with torch.device("meta"):
+                MAKERS[name]().model("t5", **settings.model)
 
 
 def test_bad_splits_and_names_are_refused() -> None:
@@ -309,6 +312,16 @@ def test_bad_splits_and_names_are_refused() -> None:
         Pixels(splits=pictures(5), side=(6, 6), classes=("a", "b"))
     with pytest.raises(ValueError, match="step and seed"):
         text_task().batch(-1, 0, 4)
+
+
+def test_paths_are_of_their_size_and_difficulty() -> None:
+    assert PathX().train_length == 16_384 and Pathfinder().train_length == 1024
+    task = Pathfinder("hard", examples=[20, 8, 8])
+    assert "hard" in task.source and "14 dashes" in str(task.describe()["difficulty"])
+    assert [len(task.splits[side]) for side in COUNTS] == [20, 8, 8]
+    for bad in ({"difficulty": "harder"}, {"examples": (1, 2)}):
+        with pytest.raises(ValueError, match=r"difficulty is|examples are"):
+            Pathfinder(**bad)  # type: ignore[arg-type]
 
 
 def test_colours_turn_grey_as_the_arena_does() -> None:

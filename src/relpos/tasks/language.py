@@ -79,7 +79,7 @@ class BytesLM:
             raise ValueError(f"train_length is at least 2 and judged at least 1, got {train_length} and {judged}")
         self.dataset, self.path, self.train_length, self.judged = dataset, path, train_length, judged
         self._given = splits is not None
-        self._origin = "texts given by the caller"
+        self._origin = f"the data set {dataset}" if splits is None else "texts given by the caller"
         self._tokens: dict[str, np.ndarray] | None = None
         self.symbols = np.zeros(0, dtype=np.uint8)
         self._counts: dict[str, tuple[Counts, list[np.ndarray], float]] = {}
@@ -98,8 +98,7 @@ class BytesLM:
 
     @property
     def source(self) -> str:
-        self.prepare()
-        return self._origin
+        return self._origin  # in full once the data is read
 
     def prepare(self, progress: Progress | None = None) -> None:
         if self._tokens is not None:

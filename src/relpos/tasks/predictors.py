@@ -114,7 +114,7 @@ class Linear:
         self.mean, self.spread = x.mean(0), float(x.std()) or 1.0
         y = torch.from_numpy(train.labels[: len(x)])
         best = math.inf
-        for penalty in (1e-3, 1e-2, 1e-1):
+        for penalty in (1e-3, 1e-2, 1e-1, 1.0):
             weights = _logistic((x - self.mean) / self.spread, y, classes, penalty)
             loss = score(self._apply(weights, held, limit), held.labels)["loss"]
             if loss < best:
@@ -136,7 +136,7 @@ class Linear:
 def _logistic(x: torch.Tensor, y: torch.Tensor, classes: int, penalty: float) -> torch.Tensor:
     """(1 + features, classes) weights, the first row the intercept."""
     weights = torch.zeros(1 + x.shape[1], classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()

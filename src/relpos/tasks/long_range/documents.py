@@ -36,13 +36,12 @@ class Documents(Classification):
         self, dataset: str, path: str | None, length: int, judged: tuple[int, int], splits: Splits | None
     ) -> None:
         self.dataset, self.path = dataset, path
-        self._origin = "documents given by the caller"
+        self._origin = f"the data set {dataset}" if splits is None else "documents given by the caller"
         super().__init__(length, (judged[0], judged[1]), splits)
 
     @property
     def source(self) -> str:
-        self.prepare()
-        return self._origin
+        return self._origin  # in full once the data is read
 
     def load(self, progress: Progress | None = None) -> Splits:
         from relpos.tasks import data

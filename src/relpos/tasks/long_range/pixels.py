@@ -61,13 +61,12 @@ class Pixels(Images):
         if side is None and dataset not in _SIDES:
             raise ValueError(f"dataset is one of {', '.join(_SIDES)}, got {dataset!r}")
         self.dataset, self.path, self.classes = dataset, path, tuple(classes)
-        self._origin = "pictures given by the caller"
+        self._origin = f"the data set {dataset}" if splits is None else "pictures given by the caller"
         super().__init__(side or _SIDES[dataset], grid, (judged[0], judged[1]), splits)
 
     @property
     def source(self) -> str:
-        self.prepare()
-        return self._origin
+        return self._origin  # in full once the data is read
 
     def load(self, progress: Progress | None = None) -> Splits:
         from relpos.tasks import data
