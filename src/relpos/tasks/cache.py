@@ -1,7 +1,8 @@
 """Prepared data is kept in one folder as npz files that are either whole or not there.
 
 The folder is ``$RELPOS_CACHE``, else ``~/.cache/relpos``. A file carries a header that says what made it; a file that
-is damaged, or whose header is not the expected one, is made again with a notice.
+is damaged, or whose header is not the expected one, is made again with a notice. Of several processes that miss the
+same file one makes it and the others wait for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 Arrays = dict[str, np.ndarray]
 _HEADER = "header"
@@ -65,12 +67,25 @@ def read(path: Path, header: Mapping[str, str]) -> Arrays:
 def cached(name: str, header: Mapping[str, str], build: Callable[[], Arrays]) -> Arrays:
     """The arrays of the cache file ``name``.npz, built and kept first where it is missing, damaged or foreign."""
     path = folder() / f"{name}.npz"
+    arrays = _usable(path, header, notice=True)
+    if arrays is not None:
+        return arrays
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The system lets go of the lock where its holder dies; the empty file that stays behind means nothing.
+    with FileLock(path.with_suffix(".lock")):
+        arrays = _usable(path, header, notice=False)  # another process may have made it meanwhile
+        if arrays is None:
+            arrays = build()
+            write(path, header, arrays)
+    return arrays
+
+
+def _usable(path: Path, header: Mapping[str, str], notice: bool) -> Arrays | None:
     try:
         return read(path, header)
     except FileNotFoundError:
-        pass
+        return None
     except ValueError as error:
-        warnings.warn(f"making {path} again: {error}", stacklevel=2)
-    arrays = build()
-    write(path, header, arrays)
-    return arrays
+        if notice:
+            warnings.warn(f"making {path} again: {error}", stacklevel=3)
+        return None
