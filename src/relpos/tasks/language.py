@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from relpos.tasks import held_out, windows
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
+from relpos.tasks.data import sets
 from relpos.tasks.lengths import length_options
 from relpos.tasks.ngram import Counts
 
@@ -103,9 +104,7 @@ class BytesLM:
     def prepare(self, progress: Progress | None = None) -> None:
         if self._tokens is not None:
             return
-        from relpos.tasks import data
-
-        found = data.load(self.dataset, path=self.path, progress=progress)
+        found = held_out.load(sets.Corpus, self.dataset, self.path, progress)
         if found.tokens.dtype != np.uint8:
             raise ValueError(f"{self.dataset} holds words, not bytes: choose prose32, az27, text8, enwik8 or text")
         self._origin = held_out.origin(found.card)

@@ -17,6 +17,7 @@ import numpy as np
 from relpos.tasks import answers, held_out
 from relpos.tasks.base import Artifact, Progress
 from relpos.tasks.classification import Classification, Splits
+from relpos.tasks.data import sets
 from relpos.tasks.examples import Examples
 from relpos.tasks.long_range import arena
 from relpos.tasks.predictors import Bag, Overlap, Predictor
@@ -42,17 +43,6 @@ class Documents(Classification):
     @property
     def source(self) -> str:
         return self._origin  # in full once the data is read
-
-    def load(self, progress: Progress | None = None) -> Splits:
-        from relpos.tasks import data
-
-        found = data.load(self.dataset, path=self.path, progress=progress)
-        self._origin = held_out.origin(found.card)
-        return {side: self.side(found, rows) for side, rows in held_out.sides(found).items()}
-
-    def side(self, found: Any, rows: np.ndarray) -> Examples:
-        """The examples of some rows of a data set."""
-        raise NotImplementedError
 
     def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
         theirs = self._given is None and self.dataset == self.released and split == "test"
@@ -97,14 +87,13 @@ class Text(Documents):
         super().__init__(dataset, path, length, judged, splits)
 
     def load(self, progress: Progress | None = None) -> Splits:
-        from relpos.tasks import data
-
-        self.classes = data.load(self.dataset, path=self.path, progress=progress).classes
-        return super().load(progress)
-
-    def side(self, found: Any, rows: np.ndarray) -> Examples:
-        rows = rows[found.labels[rows] >= 0]
-        return Examples(found.documents.data, found.documents.offsets, found.labels[rows], rows[:, None])
+        found = held_out.load(sets.Texts, self.dataset, self.path, progress)
+        self._origin, self.classes = held_out.origin(found.card), found.classes
+        texts, labels = found.documents, found.labels
+        labelled = {side: rows[labels[rows] >= 0] for side, rows in held_out.sides(found).items()}
+        return {
+            side: Examples(texts.data, texts.offsets, labels[rows], rows[:, None]) for side, rows in labelled.items()
+        }
 
     def predictors(self) -> Mapping[str, Callable[[], Predictor]]:
         def bag(size: int) -> Bag:
@@ -161,8 +150,14 @@ class Retrieval(Documents):
     def _towers(self) -> int:
         return 2
 
-    def side(self, found: Any, rows: np.ndarray) -> Examples:
-        return Examples(found.documents.data, found.documents.offsets, found.labels[rows], found.pairs[rows])
+    def load(self, progress: Progress | None = None) -> Splits:
+        found = held_out.load(sets.DocumentPairs, self.dataset, self.path, progress)
+        self._origin = held_out.origin(found.card)
+        texts = found.documents
+        return {
+            side: Examples(texts.data, texts.offsets, found.labels[rows], found.pairs[rows])
+            for side, rows in held_out.sides(found).items()
+        }
 
     def predictors(self) -> Mapping[str, Callable[[], Predictor]]:
         def shared() -> Overlap:

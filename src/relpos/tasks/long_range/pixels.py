@@ -15,6 +15,7 @@ import numpy as np
 from relpos.tasks import held_out
 from relpos.tasks.base import Progress
 from relpos.tasks.classification import Splits
+from relpos.tasks.data import sets
 from relpos.tasks.examples import Examples
 from relpos.tasks.long_range import arena
 from relpos.tasks.long_range.images import Images
@@ -69,9 +70,7 @@ class Pixels(Images):
         return self._origin  # in full once the data is read
 
     def load(self, progress: Progress | None = None) -> Splits:
-        from relpos.tasks import data
-
-        found = data.load(self.dataset, path=self.path, progress=progress)
+        found = held_out.load(sets.Images, self.dataset, self.path, progress)
         self._origin, self.classes = held_out.origin(found.card), found.classes
         pixels = grey(found.pixels).reshape(len(found.pixels), -1)
         return {
