@@ -60,11 +60,12 @@ def test_what_is_no_label_is_refused_with_an_example(text: str, message: str) ->
 
 
 def test_key_value_options_are_typed_and_nested_by_dots() -> None:
-    words = ["depth=2", "kind=log", "name=NaN", "path=a=b/c.d", "encoding.max_lag=8"]
+    words = ["depth=2", "kind=log", "name=NaN", "far=1e999", "path=a=b/c.d", "encoding.max_lag=8"]
     assert assignments(words) == {
         "depth": 2,
         "kind": "log",
         "name": "NaN",
+        "far": "1e999",
         "path": "a=b/c.d",
         "encoding_options": {"max_lag": 8},
     }

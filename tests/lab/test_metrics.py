@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from relpos.lab import plots
 from relpos.lab.assess import read_record
 from relpos.lab.compare import compare, without_the_unable
 from relpos.lab.errors import LabError, RunDirectoryError
+from relpos.lab.jobs import Crew
 from relpos.lab.report import headline, markdown_table, measured, write_markdown
 from relpos.lab.results import Value, collect
 from relpos.lab.run import Run
@@ -76,7 +78,7 @@ def test_the_page_shows_strips_and_no_curve_by_position_and_no_empty_section(sig
     text = (signs.path / "report.html").read_text()
     titles = re.findall(r"<figure[^>]*><h3>([^<]*)</h3>", text)
     assert titles == ["Accuracy, seed by seed", "Misses, seed by seed", "Loss, seed by seed", "Training"]
-    assert "toy_slope[sign=-1]" in text and "What the models make of it" not in text
+    assert "toy_slope<wbr>[sign=-1]</td>" in text and "What the models make of it" not in text
     page = write_markdown(signs, tmp_path / "signs.md").read_text()
     assert len(list((tmp_path / "signs").glob("*.png"))) == 4 and "accuracy-by-contestant.png" in page
 
@@ -84,7 +86,7 @@ def test_the_page_shows_strips_and_no_curve_by_position_and_no_empty_section(sig
 def test_a_strip_has_a_dot_a_seed_where_its_value_is(signs: Run) -> None:
     results = collect(signs)
     axes = plots.by_contestant(results, ACCURACY).axes[0]
-    dots = [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None"]
+    dots = [np.asarray(line.get_xdata()).tolist() for line in axes.lines if line.get_linestyle() == "None"]
     assert dots == [[100 * each for each in values(signs, label, "accuracy")] for label in SIGNS]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(SIGNS)
 
@@ -143,6 +145,13 @@ def test_resuming_with_another_task_option_is_refused(new_run: Path) -> None:
     compare(Signs(16), plan(16), new_run, quiet())
     with pytest.raises(RunDirectoryError, match=r"task_options is {'length': 16} there, {'length': 8} here"):
         compare(Signs(8), plan(8), new_run, quiet())
+
+
+@pytest.mark.slow(12)
+def test_worker_processes_work_on_the_task_as_it_was_made(new_run: Path) -> None:
+    plan = settings(task="toy-signs", encodings=("nope", "toy_slope"), seeds=(0,), steps=2, task_options={"length": 8})
+    run = compare(Signs(8), plan, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
+    assert [list(row.records[0]["lengths"]) for row in collect(run).rows] == [["8"], ["8"]]
 
 
 def test_labels_and_task_options_work_from_the_command_line(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_diverged_model_is_reported_and_does_not_stop_the_others(
 
     run = compare(Explodes(), settings(encodings=("nope", "toy_slope"), seeds=(0,)), new_run, quiet())
     write_report(run)
-    assert "seed 0 diverged at step 1" in page(run)
+    assert "seed 0 diverged at step 1" in page(run) and "<figcaption>diverged at step 1</figcaption>" in page(run)
     results = collect(run)
     assert results.ranked(results.loss, 16)[0].encoding == "nope"
     assert "seed 0 diverged at step 1" in markdown_table(results) and "toy_slope diverged" in headline(results)

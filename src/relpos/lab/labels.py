@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,10 +87,10 @@ def assignments(words: Iterable[str]) -> dict[str, object]:
 
 def _value(text: str) -> object:
     try:
-        value: object = json.loads(text, parse_constant=str)  # NaN is no JSON: it could not be stored
+        value: object = json.loads(text, parse_constant=str)
     except json.JSONDecodeError:
         return text
-    return value
+    return text if isinstance(value, float) and not math.isfinite(value) else value  # 1e999 could not be stored
 
 
 def merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:

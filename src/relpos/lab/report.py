@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from relpos.lab import plots
@@ -196,14 +197,21 @@ def _speed(row: Row) -> str:
     return f"{row.speed:,.0f}" if row.speed else "-"
 
 
+def _breakable(label: str) -> Markup:
+    """A label as HTML that may be broken before its brackets and after its commas."""
+    return Markup(str(escape(label)).replace("[", "<wbr>[").replace(",", ",<wbr>"))
+
+
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("relpos.lab"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
 
 
 @dataclass(frozen=True)
@@ -321,7 +329,9 @@ def _lag_picture(results: Results, row: Row, index: int) -> dict[str, Any]:
     note = ""
     if figure is None:
         refusals = [entry["refused"] for entry in row.records[0]["lags"] if "refused" in entry]
-        note = refusals[0] if refusals else "leaves every lag alone"
+        lost = row.records[0]["diverged"]
+        silent = "leaves every lag alone" if lost is None else f"diverged at step {lost}"
+        note = refusals[0] if refusals else silent
     else:
         note = pictures[0].meaning
     return {

@@ -146,11 +146,7 @@ def train_model(
             saved, first = time.monotonic(), state["step"]
             while state["step"] < steps and state["diverged"] is None:
                 line = _step(device, task, settings, wrapped, prepared, state["step"], steps, seed, rate)
-                state["step"] += 1
-                if line["loss"] is None:
-                    state["diverged"] = state["step"]
-                if state["step"] - first <= UNTIMED:
-                    line["seconds"] = None
+                _count(line, state, untimed=state["step"] - first < UNTIMED)
                 if _validates(state["step"], steps, settings.validations) and state["diverged"] is None:
                     line["validation"] = validation_loss(task, network)
                 log.write(line)
@@ -194,6 +190,15 @@ def _step(
     tokens = (batch[0] if isinstance(batch, tuple) else batch).numel()
     line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
     return {**line, "seconds": seconds, "tokens": tokens}
+
+
+def _count(line: dict[str, Any], state: dict[str, Any], untimed: bool) -> None:
+    """Moves the state on by the step that the line tells of."""
+    state["step"] += 1
+    if line["loss"] is None:
+        state["diverged"] = state["step"]
+    if untimed:
+        line["seconds"] = None
 
 
 def _validates(step: int, steps: int, times: int) -> bool:
