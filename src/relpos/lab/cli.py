@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relpos.lab import commands
+from relpos.lab import commands, data
 from relpos.lab.arguments import contestant, known_encoding
 from relpos.lab.errors import LabError
 from relpos.lab.labels import assignments, slug
@@ -196,6 +196,9 @@ def bench_attention(context: typer.Context) -> None:
     if "--help" in context.args:
         typer.echo("Example: relpos bench attention --lengths 2048,4096 --causal --no-decode\n")
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
+
+
+data.register(app, command)
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ def cut(page: bytes) -> tuple[bytes, str]:
 
 
 def manpages(files: Mapping[str, Path], card: Card) -> DocumentPairs:
-    """Linked pages of one side of the split against as many random unlinked pairs of the same side."""
+    """Linked pages of one side of the split against as many unlinked pairs of the same side."""
     pages: dict[Name, tuple[bytes, str]] = {}
     for package in PACKAGES:
         for path, data in sorted(archives.members(files[package], lambda name: _PAGE.fullmatch(name) is not None)):
@@ -104,23 +104,25 @@ def page_sides(count: int, links: np.ndarray) -> dict[str, np.ndarray]:
 def paired(
     links: np.ndarray, sides: Mapping[str, np.ndarray], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(pairs, labels, split): links within a side are the positives, as many unlinked pairs of it the negatives."""
+    """(pairs, labels, split): links within a side are the positives, as many unlinked pairs of it the negatives.
+
+    Both ends of a negative are drawn as often as they are ends of positives, so that one page alone tells nothing. A
+    side so small and dense that it lacks unlinked pairs gets fewer.
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     known = set(map(tuple, links.tolist()))
     pairs: list[tuple[int, int]] = []
     labels: list[int] = []
     split: dict[str, np.ndarray] = {}
     for side, pages in sides.items():
-        inside = set(pages.tolist())
-        positive = [(a, b) for a, b in links.tolist() if a in inside and b in inside]
-        most = len(pages) * (len(pages) - 1) // 2 - len(positive)
-        negative: set[tuple[int, int]] = set()
-        while len(negative) < min(len(positive), most):
-            a, b = sorted(generator.choice(pages, 2, replace=False).tolist())
-            if (a, b) not in known:
-                negative.add((a, b))
+        positive = links[np.isin(links, pages).all(axis=1)]
+        negative: dict[tuple[int, int], None] = {}
+        for first, second in generator.choice(positive.ravel(), (100 * len(positive), 2)).tolist():
+            pair = (min(first, second), max(first, second))
+            if first != second and pair not in known and len(negative) < len(positive):
+                negative[pair] = None
         start = len(pairs)
-        pairs += [*positive, *sorted(negative)]
+        pairs += [*map(tuple, positive.tolist()), *negative]
         labels += [1] * len(positive) + [0] * len(negative)
         split[side] = np.arange(start, len(pairs))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(labels, dtype=np.int64), split

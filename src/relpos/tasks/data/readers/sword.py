@@ -20,6 +20,7 @@ from pathlib import Path
 from relpos.tasks.data import archives
 
 _NOTE = re.compile(r"<note\b[^>]*/>|<note\b.*?</note>", re.DOTALL)
+_BREAK = re.compile(r"</?(?:chapter|div|item|l|lb|lg|list|milestone|p|speaker|title)\b[^>]*>")
 _TAG = re.compile(r"<[^>]*>")
 _RECORD = {"b": struct.Struct("<IIH"), "c": struct.Struct("<III")}
 _BLOCK = struct.Struct("<III")
@@ -71,5 +72,9 @@ def _testament(testament: str, kind: str, files: Mapping[str, bytes]) -> dict[Sl
 
 
 def plain(osis: str) -> str:
-    """Text without notes and mark-up, blanks collapsed."""
-    return " ".join(html.unescape(_TAG.sub(" ", _NOTE.sub("", osis))).split())
+    """Text without notes, mark-up and paragraph signs, blanks collapsed.
+
+    Only tags that break a line part words: "<w>day</w>." is "day.", as words are tagged one by one.
+    """
+    text = _TAG.sub("", _BREAK.sub(" ", _NOTE.sub("", osis)))
+    return " ".join(html.unescape(text).replace("¶", " ").split())
