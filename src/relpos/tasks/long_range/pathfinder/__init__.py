@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,10 +90,11 @@ def load(
     done = sum(stop - start for start, stop in shards if (start, stop) not in set(missing))
     if progress is not None:
         progress(done, count, text)
-    for start, stop in _make(rules, seed, missing, min(workers or os.cpu_count() or 1, len(missing))):
-        done += stop - start
-        if progress is not None:
-            progress(done, count, text)
+    with closing(_make(rules, seed, missing, min(workers or os.cpu_count() or 1, len(missing)))) as made:
+        for start, stop in made:
+            done += stop - start
+            if progress is not None:
+                progress(done, count, text)
     parts = [_kept(rules, seed, *shard) for shard in shards]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Pictures(**joined, rules=rules)
@@ -118,7 +120,9 @@ def _shard(rules: Rules, seed: int, start: int, stop: int) -> tuple[int, int]:
     return start, stop
 
 
-def _make(rules: Rules, seed: int, shards: list[tuple[int, int]], workers: int) -> Iterator[tuple[int, int]]:
+def _make(
+    rules: Rules, seed: int, shards: list[tuple[int, int]], workers: int
+) -> Generator[tuple[int, int], None, None]:
     """Fills the cache, and tells each shard when it is done."""
     if workers <= 1:
         for shard in shards:
@@ -173,12 +177,16 @@ def _metadata(path: Path) -> list[list[str]]:
         rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != 11 or row[3] not in ("0", "1") or ".." in Path(row[0], row[1]).parts or row[0].startswith("/"):
-            raise ValueError(f"{path}, row {number}: expected 11 fields with the label as fourth, got {' '.join(row)!r}")
+            raise ValueError(
+                f"{path}, row {number}: expected 11 fields with the label as fourth, got {' '.join(row)!r}"
+            )
     return rows
 
 
 def _picture(path: Path, size: int) -> np.ndarray:
     with Image.open(path) as picture:
         if picture.mode != "L" or picture.size != (size, size):
-            raise ValueError(f"{path}: expected {size} by {size} pixels of 8-bit grey, got {picture.size} {picture.mode}")
+            raise ValueError(
+                f"{path}: expected {size} by {size} pixels of 8-bit grey, got {picture.size} {picture.mode}"
+            )
         return np.asarray(picture)

@@ -6,6 +6,7 @@ picture does not depend on which others are made beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,15 +126,18 @@ def _two_seeds(tables: Tables, numbers: np.ndarray) -> tuple[Tip, Tip, np.ndarra
 
     def second(row: np.ndarray, trial: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         direction = (numbers[row, 1, trial, 0] * DEGREES).astype(np.int64)
-        around = (DEGREES // 2 + (numbers[row, 1, trial, 1] * DEGREES).astype(np.int64)) % DEGREES
-        step = np.stack([tables.sine[around], tables.cosine[around]], axis=1)
-        return row, direction, np.rint(tails[row] + rules.distance * step).astype(np.int64)
+        around = tables.compass[(numbers[row, 1, trial, 1] * DEGREES).astype(np.int64)]
+        return row, direction, np.rint(tails[row] + rules.distance * around).astype(np.int64)
 
     both, tip2 = _tries(tables, lane, second)
     return tip1[np.searchsorted(lane, both)], tip2, both
 
 
-def _tries(tables: Tables, lane: np.ndarray, draw) -> tuple[np.ndarray, Tip]:
+Draw = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(lanes, try) -> the lanes that find a tail at all, their directions and tails."""
+
+
+def _tries(tables: Tables, lane: np.ndarray, draw: Draw) -> tuple[np.ndarray, Tip]:
     """The lanes that get a first paddle within the tries, in order, and the paddles."""
     rows, tips = [], []
     for trial in range(PADDLE_TRIES):
@@ -169,9 +173,7 @@ def distract(tables: Tables, windows: np.ndarray, numbers: np.ndarray) -> np.nda
     return paddles
 
 
-def _curve(
-    tables: Tables, windows: np.ndarray, numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _curve(tables: Tables, windows: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One attempt at a distractor in each window: the rows that succeeded, their paddles and windows after it."""
     rules, size, side = tables.rules, tables.rules.size, tables.side
     pictures = windows.reshape(-1, side, side)[:, tables.rim : tables.rim + size, tables.rim : tables.rim + size]

@@ -99,6 +99,7 @@ class Tables:
     sine: np.ndarray  # (directions,)
     cosine: np.ndarray
     back: np.ndarray  # (360, 2) sine and cosine of the opposite of a first direction
+    compass: np.ndarray  # (360, 2) sine and cosine of 0..359 degrees, which round otherwise than those of -180..179
     lines: np.ndarray  # (directions + 1, pixels) uint8; the last is empty
     masks: np.ndarray
     window: np.ndarray  # (pixels,) flat offsets of a stamp's pixels from its start
@@ -172,7 +173,7 @@ def _footprint(rules: Rules, margin: int, mask: np.ndarray) -> list[int]:
     reach = rules.paddle + margin
     offsets = np.argwhere(mask == 255) - rules.reach(margin) + 1
     y, x = offsets[(abs(offsets) <= reach).all(axis=1)].T
-    corners = [(signs * np.stack([y, x], axis=1) >= 0).all(axis=1).any() for signs in product((1, -1), repeat=2)]
+    corners = [((down * y >= 0) & (right * x >= 0)).any() for down, right in product((1, -1), repeat=2)]
     return (y * (rules.size + reach) + x).tolist() if all(corners) else []
 
 
@@ -200,6 +201,7 @@ def tables(rules: Rules, margin: int) -> Tables:
         np.array([sin(angle) for angle in angles]),
         np.array([cos(angle) for angle in angles]),
         np.array([(sin(flip(angle)), cos(flip(angle))) for angle in angles[:DEGREES]]),
+        np.array([(sin(degree * pi / 180), cos(degree * pi / 180)) for degree in range(DEGREES)]),
         np.stack([line.reshape(-1) for line, _ in stamps]),
         np.stack([mask.reshape(-1) for _, mask in stamps]),
         (span[:, None] * side + span).reshape(-1),
