@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding
 from relpos.encodings.registry import entry, fitted
+from relpos.features import Features
 from relpos.mixers.functional import Window
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
@@ -40,6 +41,8 @@ class Stack(nn.Module):
                       Absolute encodings are added to the input, once.
     expansion         width of the hidden layer of the MLP, in units of dim
     head_dim          width of a head where it is not dim / heads
+    mixer, features, feature_count, normalize, temperature   as in `relpos.SelfAttention`; every layer draws random
+                      features of its own
     Weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
     """
 
@@ -60,6 +63,11 @@ class Stack(nn.Module):
         share: bool | None = None,
         kernel: str = "auto",
         encoding_options: Mapping[str, Any] | None = None,
+        mixer: str = "softmax",
+        features: Features | str = "prf",
+        feature_count: int | None = None,
+        normalize: bool | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if min(dim, depth, heads) < 1 or (head_dim is None and dim % heads):
@@ -75,8 +83,9 @@ class Stack(nn.Module):
             own = None if self.absolute is not None else given
             options = encoding_options if isinstance(own, str) else None
             layer = SelfAttention(
-                dim, heads, own, kv_heads=kv_heads, head_dim=head_dim, causal=causal, window=window,
-                dropout=attention_dropout, kernel=kernel, encoding_options=options,
+                dim, heads, own, mixer, kv_heads=kv_heads, head_dim=head_dim, causal=causal, window=window,
+                dropout=attention_dropout, kernel=kernel, encoding_options=options, features=features,
+                feature_count=feature_count, normalize=normalize, temperature=temperature,
             )  # fmt: skip
             layers.append(Block(layer, dim, expansion, dropout))
         self.blocks = nn.ModuleList(layers)

@@ -1,0 +1,254 @@
+"""Sums with weights that are free near the diagonal and constant or geometric beyond: O(n), matrix products only.
+
+A block of queries meets its near keys in one dense tile, which is the same for every block because the weights depend
+on the lag alone; what lies beyond is one running sum of phi(k) v a side, decayed where the tail is geometric. Nothing
+is ever subtracted, so a small true value does not drown in the rounding of large ones, and no future key enters a
+causal sum at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.diagonals import toeplitz
+from relpos.kernels.call import once
+from relpos.kernels.linear.rows import Rows
+
+LEAST = 128  # queries in a block, at least
+
+
+@dataclass(frozen=True)
+class Band:
+    """near (heads, 2 reach + 1), weight of each lag -reach..reach; rates (heads, 2) >= 0, by which the logarithm of the
+    weight falls a token beyond, before and after the query; None: constant.
+    """
+
+    near: Tensor
+    reach: int
+    rates: Tensor | None
+
+    def decay(self, side: int, steps: Tensor) -> Tensor:
+        """(heads, steps): what is left of a weight after so many steps beyond the reach."""
+        if self.rates is None:
+            return self.near.new_ones(self.near.shape[0], len(steps))
+        return torch.exp(-self.rates[:, side, None].double() * steps).to(self.near.dtype)
+
+    def extended(self, extra: int) -> Tensor:
+        """Weights of lags -(reach + extra)..reach + extra, under autograd."""
+        steps = torch.arange(1, extra + 1, device=self.near.device)
+        before = self.near[:, :1] * self.decay(0, steps.flip(0))
+        return torch.cat([before, self.near, self.near[:, -1:] * self.decay(1, steps)], -1)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where blocks of queries and segments of keys lie: block t reads a running sum, then segment t joins it."""
+
+    n_q: int
+    n_k: int
+    offset: int
+    reach: int
+    block: int
+    causal: bool
+    cell: int
+    phi: Rows
+    arrive: tuple[Tensor, Tensor]  # (heads, block, 1): factor of each key of a segment when it joins the sum of a side
+    stay: tuple[Tensor, Tensor]  # (heads, 1, 1): factor of a sum while the queries move on by a block
+
+    @property
+    def count(self) -> int:
+        return -(-self.n_q // self.block)
+
+    def queries(self, t: int) -> tuple[int, int]:
+        return min(t * self.block, self.n_q), min((t + 1) * self.block, self.n_q)
+
+    def window(self, t: int) -> tuple[int, int]:
+        """Keys of the dense tile of block t, before they are cut at the ends of the sequence."""
+        first = t * self.block + self.offset
+        return first - self.reach, first + self.block + (0 if self.causal else self.reach)
+
+    def steps(self, side: int) -> range:
+        """Blocks in the order in which the sum of a side grows; the first ones may have keys only."""
+        low, high = self.window(0)
+        if side == 0:
+            return range(-max(0, -(-min(low, self.n_k) // self.block)) if low > 0 else 0, self.count)
+        last = max(self.count - 1, (self.n_k - high) // self.block + 1)
+        return range(last, -1, -1)
+
+    def segment(self, side: int, t: int) -> tuple[int, int, int]:
+        """Keys that join after block t: first and last within the sequence, and the first one's place."""
+        low, high = self.window(t)
+        start = low if side == 0 else high - self.block
+        j0, j1 = (min(max(j, 0), self.n_k) for j in (start, start + self.block))
+        return j0, j1, j0 - start
+
+
+def banded(
+    x_q: Tensor,
+    x_k: Tensor,
+    values: Tensor,
+    band: Band,
+    phi: Rows,
+    offset: int,
+    causal: bool,
+    tails: bool = True,
+    cell: int = 0,
+) -> Tensor:
+    """sum_j c_{j - i - offset} phi(x_q_i).phi(x_k_j) values_j, (batch, heads, n_q, width).
+
+    x_q (batch, heads, n_q, d), x_k (batch, heads, n_k, d), values (batch, heads, n_k, width).
+    tails: False leaves out all lags beyond the reach; cell: side of the squares on the diagonal outside of which keys
+    are left out, 0 for none.
+    """
+    reach = band.reach
+    block = LEAST if cell else max(LEAST, -(-reach // 128) * 64)
+    steps = torch.arange(block, device=x_q.device)
+    generator = band.extended(block - 1) if tails else nn.functional.pad(band.near, (block - 1, block - 1))
+    if causal:
+        generator = generator.narrow(1, 0, 2 * block + reach - 1)  # lags up to block - 1
+        generator = generator.masked_fill(torch.arange(generator.shape[1], device=x_q.device) > reach + block - 1, 0)
+    tile = toeplitz(generator, block)  # (heads, block, window), lag = column - row - reach
+    edges = band.near[:, :1] * band.decay(0, steps), band.near[:, -1:] * band.decay(1, block - 1 - steps)
+    full = torch.tensor([block], device=x_q.device)
+    plan = _Plan(
+        x_q.shape[2], x_k.shape[2], offset, reach, block, causal, cell, phi,
+        (band.decay(0, block - steps).detach()[..., None], band.decay(1, 1 + steps).detach()[..., None]),
+        (band.decay(0, full).detach()[..., None], band.decay(1, full).detach()[..., None]),
+    )  # fmt: skip
+    tensors = (x_q, x_k, values, tile, *(edge[..., None] for edge in edges))
+    out: Tensor = _Banded.apply(plan, tails, *tensors, *phi.parameters)  # type: ignore[no-untyped-call]
+    return out
+
+
+@dataclass
+class _Near:
+    """The dense tile of one block: its queries, its keys, and the features and products that both passes need."""
+
+    q: slice
+    k: slice
+    phi_q: Tensor
+    phi_k: Tensor
+    products: Tensor
+    tile: Tensor
+
+
+def _near(plan: _Plan, x_q: Tensor, x_k: Tensor, tile: Tensor) -> Iterator[_Near]:
+    for t in range(plan.count):
+        i0, i1 = plan.queries(t)
+        low, high = plan.window(t)
+        floor = i0 - i0 % plan.cell + plan.offset if plan.cell else 0
+        j0, j1 = (min(max(j, floor, 0), plan.n_k) for j in (low, high))
+        if j0 < j1:
+            phi_q, phi_k = plan.phi(x_q[:, :, i0:i1]), plan.phi(x_k[:, :, j0:j1])
+            part = tile[:, : i1 - i0, j0 - low : j1 - low]
+            yield _Near(slice(i0, i1), slice(j0, j1), phi_q, phi_k, phi_q @ phi_k.transpose(-1, -2), part)
+
+
+def _sums(
+    plan: _Plan, side: int, x_k: Tensor, values: Tensor, width: int | None = None
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Each block with the running sum that it reads, (batch, heads, features, width); None where it is empty."""
+    running: Tensor | None = None
+    for t in plan.steps(side):
+        if 0 <= t < plan.count:
+            yield t, running
+        j0, j1, place = plan.segment(side, t)
+        running = None if running is None else running * plan.stay[side]
+        if j0 < j1:
+            arriving = values[:, :, j0:j1] * plan.arrive[side][:, place : place + j1 - j0]
+            joined = plan.phi(x_k[:, :, j0:j1]).transpose(-1, -2) @ arriving
+            running = joined if running is None else running + joined
+
+
+class _Banded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, tails: bool, x_q: Tensor, x_k: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
+        tile, edges = rest[0].contiguous(), rest[1:3]
+        ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
+        ctx.save_for_backward(x_q, x_k, values, tile, *edges)
+        out = values.new_zeros(*x_q.shape[:3], values.shape[-1])
+        for near in _near(plan, x_q, x_k, tile):
+            out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
+        for side in ctx.sides:
+            for t, running in _sums(plan, side, x_k, values):
+                if running is not None:
+                    i0, i1 = plan.queries(t)
+                    read = plan.phi(x_q[:, :, i0:i1]) @ running
+                    out[:, :, i0:i1].addcmul_(read, edges[side][:, : i1 - i0].expand_as(read))
+        return out
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        x_q, x_k, values, tile, *edges = ctx.saved_tensors
+        into = _Gradients(plan, x_q, x_k, values, tile, edges)
+        into.near(grad)
+        for side in ctx.sides:
+            into.reads(side, grad)
+            into.joins(side, grad)
+        return (None, None, into.q, into.k, into.values, into.tile, *into.edges, *into.parameters)
+
+
+class _Gradients:
+    """The backward pass: the same blocks, recomputed, and for the running sums the same walk from its end."""
+
+    def __init__(
+        self, plan: _Plan, x_q: Tensor, x_k: Tensor, values: Tensor, tile: Tensor, edges: list[Tensor]
+    ) -> None:
+        self.plan, self.x_q, self.x_k, self.v, self.weights, self.factors = plan, x_q, x_k, values, tile, edges
+        self.q, self.k, self.values, self.tile = (torch.zeros_like(x) for x in (x_q, x_k, values, tile))
+        self.edges = [torch.zeros_like(edge) for edge in edges]
+        self.parameters = [torch.zeros_like(p) for p in plan.phi.parameters]
+
+    def _add(self, x: Tensor, into: Tensor, rows: slice, grad: Tensor) -> None:
+        found, parameters = self.plan.phi.back(x[:, :, rows], grad)
+        into[:, :, rows] += found
+        for total, part in zip(self.parameters, parameters):
+            total += part
+
+    def near(self, grad: Tensor) -> None:
+        for near in _near(self.plan, self.x_q, self.x_k, self.weights):
+            g = grad[:, :, near.q]
+            by_weight = g @ self.v[:, :, near.k].transpose(-1, -2)
+            first = near.k.start - self.plan.window(near.q.start // self.plan.block)[0]
+            rows, columns = near.products.shape[-2:]
+            self.tile[:, :rows, first : first + columns] += (by_weight * near.products).sum(0)
+            weights = near.products.mul_(near.tile)
+            self.values[:, :, near.k] += weights.transpose(-1, -2) @ g
+            by_product = by_weight.mul_(near.tile)
+            self._add(self.x_q, self.q, near.q, by_product @ near.phi_k)
+            self._add(self.x_k, self.k, near.k, by_product.transpose(-1, -2) @ near.phi_q)
+
+    def reads(self, side: int, grad: Tensor) -> None:
+        """To the queries and the edge factors, through what each block read."""
+        for t, running in _sums(self.plan, side, self.x_k, self.v):
+            if running is not None:
+                rows = slice(*self.plan.queries(t))
+                g, factor = grad[:, :, rows], self.factors[side][:, : rows.stop - rows.start]
+                read = self.plan.phi(self.x_q[:, :, rows]) @ running
+                self.edges[side][:, : rows.stop - rows.start] += (read * g).sum((0, -1))[..., None]
+                self._add(self.x_q, self.q, rows, (g * factor) @ running.transpose(-1, -2))
+
+    def joins(self, side: int, grad: Tensor) -> None:
+        """To keys and values, through the sum that they joined."""
+        plan = self.plan
+        after: Tensor | None = None  # gradient of the sum as it stands after segment t
+        for t in reversed(plan.steps(side)):
+            j0, j1, place = plan.segment(side, t)
+            if after is not None and j0 < j1:
+                keys = slice(j0, j1)
+                arrive = plan.arrive[side][:, place : place + j1 - j0]
+                self.values[:, :, keys] += (plan.phi(self.x_k[:, :, keys]) @ after) * arrive
+                self._add(self.x_k, self.k, keys, (self.v[:, :, keys] * arrive) @ after.transpose(-1, -2))
+            after = None if after is None else after * plan.stay[side]
+            if 0 <= t < plan.count:
+                rows = slice(*plan.queries(t))
+                factor = self.factors[side][:, : rows.stop - rows.start]
+                read = plan.phi(self.x_q[:, :, rows]).transpose(-1, -2) @ (grad[:, :, rows] * factor)
+                after = read if after is None else after + read
