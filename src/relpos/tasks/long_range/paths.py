@@ -37,7 +37,7 @@ class Pathfinder(Images):
     title = "Pathfinder: are the two marked ends those of one curve, 1,024 pixels in a line"
     classes = ("two curves", "one curve")
     size: ClassVar[int] = 32
-    usual_examples: ClassVar[tuple[int, int, int]] = (8000, 1000, 1000)
+    usual_examples: ClassVar[tuple[int, int, int]] = (6000, 500, 1000)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
             "seeds": (0,), "steps": 3000, "batch": 16, "rates": (2e-3,), "budget": 12.0,
