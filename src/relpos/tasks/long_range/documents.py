@@ -73,7 +73,7 @@ class Text(Documents):
         },
         "lra": arena.preset(
             32, 20_000, 5e-4, {"dim": 256, "depth": 4, "heads": 4, "expansion": 4, "pooling": "cls"},
-            task_options={"dataset": "imdb", "length": 1000}, warmup=0.4,
+            task_options={"dataset": "imdb", "length": 1000, "judged": [2500, 25_000]}, warmup=0.4,
         ),
     }  # fmt: skip
 
@@ -136,7 +136,7 @@ class Retrieval(Documents):
         },
         "lra": arena.preset(
             32, 5000, 5e-4, {"dim": 128, "depth": 4, "heads": 4, "expansion": 4, "pooling": "cls"},
-            task_options={"dataset": "lra-retrieval", "length": 4000},
+            task_options={"dataset": "lra-retrieval", "length": 4000, "judged": [2000, 20_000]},
         ),
     }  # fmt: skip
 

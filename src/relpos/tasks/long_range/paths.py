@@ -50,7 +50,7 @@ class Pathfinder(Images):
         "lra": arena.preset(
             512, 62_500, 1e-3,
             {"dim": 32, "depth": 4, "heads": 4, "head_dim": 4, "expansion": 1, "dropout": 0.2, "hidden": 32},
-            task_options={"difficulty": "hard", "examples": [160_000, 20_000, 20_000]},
+            task_options={"difficulty": "hard", "examples": [160_000, 20_000, 20_000], "judged": [2000, 20_000]},
         ),
     }  # fmt: skip
 
@@ -127,7 +127,7 @@ class PathX(Pathfinder):
         "lra": arena.preset(
             64, 250_000, 1e-3,
             {"dim": 32, "depth": 1, "heads": 2, "expansion": 1, "dropout": 0.2, "hidden": 32},
-            task_options={"difficulty": "hard", "examples": [160_000, 20_000, 20_000]},
+            task_options={"difficulty": "hard", "examples": [160_000, 20_000, 20_000], "judged": [2000, 20_000]},
         ),
     }  # fmt: skip
 

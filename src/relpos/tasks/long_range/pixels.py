@@ -45,7 +45,7 @@ class Pixels(Images):
                 "dim": 128, "depth": 1, "heads": 8, "head_dim": 8, "expansion": 1, "dropout": 0.3, "pooling": "cls",
                 "hidden": 128,
             },
-            task_options={"dataset": "cifar10"},
+            task_options={"dataset": "cifar10", "judged": [5000, 10_000]},
         ),
     }  # fmt: skip
 
