@@ -10,6 +10,7 @@ from relpos import encodings, features, models, positions
 from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.mixers.functional import attention, explain
+from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Channels",
+    "KernelStream",
     "SelfAttention",
     "Stream",
     "__version__",

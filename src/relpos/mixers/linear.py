@@ -71,14 +71,16 @@ def linear_attention(
         return asked.output(kernel).to(q.dtype)
 
 
-class _Decay(Bias):
+class Decay(Bias):
     """-rate |lag|: what a transform wants its weights multiplied by, besides."""
 
     learned = False
+    rates: Tensor
 
     def __init__(self, rates: Tensor) -> None:
         super().__init__()
-        self.heads, self.rates = len(rates), rates
+        self.heads = len(rates)
+        self.register_buffer("rates", rates, persistent=False)
 
     def at(self, lag: Tensor) -> Tensor:
         return -self.rates.view(-1, *[1] * lag.dim()) * lag.abs()
@@ -109,11 +111,11 @@ class Request(NamedTuple):
             sums = Sums(torch.cat([above, below.total], -1), below.shift)
         if self.beside is not None:
             sums = sums.plus(choose.run(self.beside))
-        out = _ratio(sums.total)
-        return out if self.above is None else torch.cat([_ratio(choose.run(self.above).total), out], 2)
+        out = ratio(sums.total)
+        return out if self.above is None else torch.cat([ratio(choose.run(self.above).total), out], 2)
 
 
-def _ratio(total: Tensor) -> Tensor:
+def ratio(total: Tensor) -> Tensor:
     below = total[..., -1:]
     return total[..., :-1] / below.masked_fill(below == 0, 1)  # 0 only where no key is seen, and then 0 above too
 
@@ -203,7 +205,7 @@ def _calls(
     call = LinearCall(phi_q, phi_k, values, Rows(None), mask, offset=lagged)
     rates = encoding.decay()
     if rates is not None:
-        call, plain = (_biased(one, _Decay(rates), queries, keys) for one in (call, plain))
+        call, plain = (_biased(one, Decay(rates), queries, keys) for one in (call, plain))
     return call, replace(plain, values=values[..., -1:]) if encoding.plain_denominator else None
 
 

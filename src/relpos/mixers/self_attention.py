@@ -12,6 +12,7 @@ from relpos.encodings.base import Absolute, Encoding, Transform
 from relpos.encodings.registry import entry, fitted
 from relpos.features import Features, named
 from relpos.mixers.functional import Window, attention, rate
+from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention, unit, width_met
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
@@ -79,8 +80,10 @@ class SelfAttention(nn.Module):
             self.features: Features | None = self._features(features, feature_count, encoding, encoding_options)
         else:
             self.features = None
-            if normalize and scale is not None:
-                raise ValueError("normalize fixes the scale at 1/temperature; leave scale out")
+            if normalize:
+                if scale is not None:
+                    raise ValueError("normalize fixes the scale at 1/temperature; leave scale out")
+                self.scale = 1 / temperature
         self.encoding = self._encoding(encoding, encoding_options)
         self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
@@ -97,6 +100,8 @@ class SelfAttention(nn.Module):
         self, given: Features | str, count: int | None, encoding: Encoding | str | None, options: Any
     ) -> Features:
         if isinstance(given, Features):
+            if self.normalize not in (None, given.normalize):
+                raise ValueError(f"the features given have normalize={given.normalize}; leave normalize out, or agree")
             return given
         width = self.head_dim
         if isinstance(encoding, str):
@@ -138,7 +143,7 @@ class SelfAttention(nn.Module):
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         codes: Any = None,
         generator: torch.Generator | None = None,
-        stream: Stream | None = None,
+        stream: Stream | KernelStream | None = None,
     ) -> Tensor:
         """x (batch, n, dim), optional context (batch, m, dim) to (batch, n, dim). Other arguments: `relpos.attention`.
 
@@ -154,6 +159,8 @@ class SelfAttention(nn.Module):
         q = self._split(self.q(x), self.heads)
         k, v = self._split(self.k(memory), self.kv_heads), self._split(self.v(memory), self.kv_heads)
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if self.normalize and self.features is None:
+            q, k = unit(q), unit(k)
         if stream is not None:
             out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
         else:
@@ -173,21 +180,20 @@ class SelfAttention(nn.Module):
             return linear_attention(
                 q, k, v, encoding, features=self.features, temperature=self.temperature, **options
             )  # fmt: skip
-        scale = self.scale
-        if self.normalize:
-            q, k, scale = unit(q), unit(k), 1 / self.temperature
         dropout = self.dropout if self.training else 0.0
         return attention(
-            q, k, v, encoding, window=self.window, scale=scale, content=content, dropout=dropout, **options
+            q, k, v, encoding, window=self.window, scale=self.scale, content=content, dropout=dropout, **options
         )  # fmt: skip
 
-    def stream(self, codes: Any = None) -> Stream:
+    def stream(self, codes: Any = None) -> Stream | KernelStream:
         """A fresh cache for decoding with this layer."""
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if self.features is not None:
+            return KernelStream(encoding, features=self.features, temperature=self.temperature, codes=codes)
         return Stream(encoding, scale=self.scale, window=self.window, codes=codes, kernel=self.kernel)
 
     def _input(
-        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | None
+        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | KernelStream | None
     ) -> tuple[Tensor, Tensor]:
         if not isinstance(self.encoding, Absolute):
             return x, x if context is None else context

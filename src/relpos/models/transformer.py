@@ -12,6 +12,7 @@ from relpos.encodings.base import Absolute, Encoding
 from relpos.encodings.registry import entry, fitted
 from relpos.features import Features
 from relpos.mixers.functional import Window
+from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
@@ -165,7 +166,7 @@ class Transformer(Stack):
         positions: object = None,
         key_mask: Tensor | None = None,
         segments: Tensor | None = None,
-        streams: list[Stream] | None = None,
+        streams: list[Stream | KernelStream] | None = None,
     ) -> Tensor:
         """tokens int64 (batch, n) to logits. positions, key_mask, segments: as in `relpos.attention`."""
         if tokens.dim() != 2 or tokens.is_floating_point():
@@ -175,7 +176,7 @@ class Transformer(Stack):
         logits: Tensor = x @ self.embedding.weight.T
         return logits
 
-    def streams(self) -> list[Stream]:
+    def streams(self) -> list[Stream | KernelStream]:
         """Fresh caches for decoding, one a layer."""
         return [block.attention.stream() for block in self.blocks]  # type: ignore[union-attr, operator]
 
