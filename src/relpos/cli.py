@@ -2,10 +2,12 @@
 
 import sys
 
-# What the extras lab, music and translate install. Other missing modules are errors of their own and keep their traceback.
+# What the extras lab, music and translate install. Any other missing module is an error of its own and keeps its
+# traceback.
 EXTRAS = frozenset(
     {
         "PIL",
+        "filelock",
         "jinja2",
         "lightning",
         "matplotlib",
