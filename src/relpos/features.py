@@ -119,7 +119,8 @@ class Random(Features):
                 "acts before the features may change the width: see its `width_after`"
             )
         x = _wide(x)
-        return x @ self.weight.to(x.dtype).T, x.square().sum(-1, keepdim=True) / 2
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x @ self.weight.to(x.dtype).T, length.square() / 2
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, count={self.count}, orthogonal={self.orthogonal}, normalize={self.normalize}"

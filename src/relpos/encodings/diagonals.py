@@ -11,11 +11,21 @@ def toeplitz(generator: Tensor, n_q: int) -> Tensor:
     return generator.unfold(-1, n_k, 1).flip(-2)
 
 
+def hankel(generator: Tensor, n_q: int) -> Tensor:
+    """`toeplitz` with the order of its rows reversed: entry (r, j) is generator[.., r + j]. A view without a copy."""
+    return generator.unfold(-1, generator.shape[-1] - n_q + 1, 1)
+
+
 def diagonal_sums(matrix: Tensor) -> Tensor:
     """The transpose of `toeplitz`: (.., n_q, n_k) to (.., n_q + n_k - 1), the sums over equal j - i."""
+    return antidiagonal_sums(matrix.flip(-2))
+
+
+def antidiagonal_sums(matrix: Tensor) -> Tensor:
+    """The transpose of `hankel`: (.., n_q, n_k) to (.., n_q + n_k - 1), the sums over equal r + j."""
     n_q, n_k = matrix.shape[-2:]
     width = n_q + n_k - 1
-    skewed = nn.functional.pad(matrix.flip(-2), (0, n_q))  # row r moves right by r
+    skewed = nn.functional.pad(matrix, (0, n_q))  # row r moves right by r
     flat = skewed.flatten(-2)[..., : n_q * width] if n_q else skewed.flatten(-2)
     return flat.view(*flat.shape[:-1], n_q, width).sum(-2)
 

@@ -223,8 +223,8 @@ def _times(x: Tensor, scale: float) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros stays, and gets no gradient."""
-    squares = x.square().sum(-1, keepdim=True)
-    return x * squares.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.masked_fill(length == 0, torch.inf)
 
 
 def width_met(encoding: object, dim: int, features: Features) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.diagonals import toeplitz
 from relpos.kernels.call import once
-from relpos.kernels.linear.rows import Rows
+from relpos.kernels.linear.rows import Rows, at_once, gradients
 
 LEAST = 128  # queries in a block, at least
 
@@ -174,20 +174,14 @@ def _sums(plan: _Plan, side: int, x_k: Tensor, values: Tensor) -> Iterator[tuple
             running = joined if running is None else running + joined
 
 
-def _materialised(plan: _Plan, x_q: Tensor, x_k: Tensor, width: int) -> tuple[_Plan, Tensor, Tensor]:
-    """The features of all rows at once where they are no wider than the values: quicker, and of the same order."""
-    if plan.phi.module is None or plan.phi(x_q[:1, :1, :1]).shape[-1] > width:
-        return plan, x_q, x_k
-    return replace(plan, phi=Rows(None)), plan.phi(x_q), plan.phi(x_k)
-
-
 class _Banded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, tails: bool, x_q: Tensor, x_k: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
         tile, edges = rest[0].contiguous(), rest[1:3]
         ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
         ctx.save_for_backward(x_q, x_k, values, tile, *edges)
-        plan, x_q, x_k = _materialised(plan, x_q, x_k, values.shape[-1])
+        phi, x_q, x_k = at_once(plan.phi, x_q, x_k, values.shape[-1])
+        plan = replace(plan, phi=phi)
         out = values.new_zeros(*x_q.shape[:3], values.shape[-1])
         for near in _near(plan, x_q, x_k, tile):
             out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
@@ -201,16 +195,13 @@ class _Banded(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_q, x_k, values, tile, *edges = ctx.saved_tensors
-        plan, f_q, f_k = _materialised(ctx.plan, x_q, x_k, values.shape[-1])
-        into = _Gradients(plan, f_q, f_k, values, tile, edges)
+        phi, f_q, f_k = at_once(ctx.plan.phi, x_q, x_k, values.shape[-1])
+        into = _Gradients(replace(ctx.plan, phi=phi), f_q, f_k, values, tile, edges)
         into.near(grad, ctx.needs_input_grad[5])
         for side in ctx.sides:
             into.reads(side, grad)
             into.joins(side, grad)
-        g_q, g_k, g_phi = into.q, into.k, into.parameters
-        if plan is not ctx.plan:
-            (g_q, of_q), (g_k, of_k) = (ctx.plan.phi.back(x, g) for x, g in ((x_q, g_q), (x_k, g_k)))
-            g_phi = [a + b for a, b in zip(of_q, of_k)]
+        g_q, g_k, g_phi = gradients(ctx.plan.phi, phi, (x_q, x_k), (into.q, into.k), into.parameters)
         return None, None, g_q, g_k, into.values, into.tile, *into.edges, *g_phi
 
 

@@ -12,12 +12,12 @@ from relpos.encodings.base import Bias, Tail
 from relpos.kernels.call import Refusal
 from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.call import LinearCall, Sums
-from relpos.kernels.linear.split import NEAR, ROWS, split
+from relpos.kernels.linear.split import noise, split
 from relpos.kernels.linear.tiles import SAFE, dense, spread_of, tiled
 
 SMALL = 2**16  # scores a head up to which one dense product is the quickest
-FREE = 6144**2  # scores a head from which FFT is quicker than direct tiles
-TRUSTED = 1e-5  # estimated relative error of a denominator up to which a float32 FFT is taken at its word
+FREE = 5120**2  # scores a head from which FFT is quicker than direct tiles
+TRUSTED = 2e-5  # estimated relative error of a denominator up to which a float32 FFT is taken at its word
 
 
 def band(call: LinearCall) -> Sums:
@@ -157,17 +157,11 @@ def _checked(call: LinearCall, name: str, sums: Sums) -> Sums:
 
 @torch.no_grad()
 def _noise(call: LinearCall, below: Tensor) -> Tensor:
-    """Relative error of each row's denominator that the FFT may leave: eps |c| sum_r phi_r(q) |phi_r(k)|, 2-norms."""
+    """Estimated relative error of each row's denominator."""
     assert call.offset is not None
     lags = call.states["lags"].tensor.detach()
-    lag = torch.arange(lags.shape[1], device=lags.device) - (call.shape[2] - 1) - call.offset
-    unused = (lag.abs() <= NEAR) | (lag > 0) if call.causal else lag.abs() <= NEAR
-    size = (lags - _top(lags)).exp().masked_fill(unused, 0).norm(dim=-1).to(below.dtype)
-    squares = [call.phi(x).square().sum(2, keepdim=True) for x in torch.split(call.k, ROWS, 2)]
-    keys = torch.cat(squares, 2).sum(2, keepdim=True).sqrt()
-    reach = torch.cat([(call.phi(x).abs() * keys).sum(-1) for x in torch.split(call.q, ROWS, 2)], 2)
-    error: Tensor = 4 * torch.finfo(below.dtype).eps * size[:, None] * reach
-    return error / below.abs()
+    c = (lags - _top(lags)).exp().to(call.q.dtype)
+    return noise(call.q, call.k, c, call.phi, call.offset, call.causal) / below.abs()
 
 
 def _unpoisoned(call: LinearCall, name: str) -> Sums:

@@ -24,6 +24,7 @@ from relpos.kernels.spectrum import ELEMENTS, Scratch, fast_length, generator_of
 
 GROUP = 16  # features whose rows are kept at a time
 ROWS = 4096  # rows whose features are made at a time
+GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly
 CELL = 1024  # side of the diagonal squares that a causal sum takes directly
 _scratch = Scratch()
@@ -66,18 +67,40 @@ def split(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset
     c's index is j - i + n_q - 1; offset, the place of the first query among the keys, says what lag 0 is.
     """
     n_q, n_k = x_q.shape[2], x_k.shape[2]
-    lag = torch.arange(1 - n_q, n_k, device=c.device) - offset
     reach = CELL - 1 if causal else NEAR
-    near = _around(c, offset, n_q, reach)
-    direct = banded(
-        x_q, x_k, values, Band(near, reach, None), phi, offset, causal, tails=False, cell=CELL if causal else 0
-    )
-    jobs = list(rectangles(n_q, n_k, offset)) if causal else [Rectangle(0, n_q, 0, n_k)]
+    near = Band(_around(c, offset, n_q, reach), reach, None)
+    cell = CELL if causal else 0
+    direct = banded(x_q, x_k, values, near, phi, offset, causal, tails=False, cell=cell)
+    jobs, beyond = _far_part(c, n_q, n_k, offset, causal)
     if not jobs:
         return direct
-    beyond = c if causal else c.masked_fill(lag.abs() <= reach, 0)
     far: Tensor = _Far.apply(jobs, phi, x_q, x_k, values, beyond, *phi.parameters)  # type: ignore[no-untyped-call]
     return direct + far
+
+
+def _far_part(c: Tensor, n_q: int, n_k: int, offset: int, causal: bool) -> tuple[list[Rectangle], Tensor]:
+    """The rectangles that are left to the FFT, and the generator without the lags that are not."""
+    if causal:
+        return list(rectangles(n_q, n_k, offset)), c
+    lag = torch.arange(1 - n_q, n_k, device=c.device) - offset
+    return [Rectangle(0, n_q, 0, n_k)], c.masked_fill(lag.abs() <= NEAR, 0)
+
+
+@torch.no_grad()
+def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool) -> Tensor:
+    """What the FFT may add to the sum of weights of each row, (batch, heads, n_q): the rounding of a rectangle is in
+    proportion to the 2-norms of its weights and of its keys' features, wherever in it they are.
+    """
+    n_q, n_k = x_q.shape[2], x_k.shape[2]
+    jobs, beyond = _far_part(c, n_q, n_k, offset, causal)
+    squares = torch.stack([phi(x).square().sum(2) for x in torch.split(x_k, GRAIN, 2)], 2)
+    found = x_q.new_zeros(*x_q.shape[:2], -(-n_q // GRAIN), squares.shape[-1])
+    for job in jobs:
+        size = beyond[:, job.lags(n_q)].norm(dim=-1)[:, None]
+        keys = squares[:, :, job.j0 // GRAIN : -(-job.j1 // GRAIN)].sum(2).sqrt()
+        found[:, :, job.i0 // GRAIN : -(-job.i1 // GRAIN)] += (size * keys).unsqueeze(2)
+    rows = [phi(x).abs() @ found[:, :, i, :, None] for i, x in enumerate(torch.split(x_q, GRAIN, 2))]
+    return 2 * torch.finfo(x_q.dtype).eps * torch.cat(rows, 2).squeeze(-1)
 
 
 def _around(c: Tensor, offset: int, n_q: int, reach: int) -> Tensor:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.base import State, Tile
-from relpos.encodings.diagonals import toeplitz
+from relpos.encodings.diagonals import antidiagonal_sums, hankel
 from relpos.kernels.call import exactly, once
 from relpos.kernels.linear.call import LinearCall, Sums
+from relpos.kernels.linear.rows import Rows, at_once, gradients
 
-QUERIES, KEYS = 256, 1024
+QUERIES, KEYS = 128, 1024
+SCORES = 2**19  # in one tile, over all batch rows and heads: what stays in the cache between its products
 SAFE = {torch.float32: 60.0, torch.float64: 600.0}  # range of a bias whose exponentials can share one factor
 
 
@@ -89,22 +91,23 @@ class _Weights:
         return bias if seen is None else bias.masked_fill(~seen, -torch.inf)
 
     def plain(self, tile: Tile) -> Tensor:
-        """The weights of a tile under the shared factor."""
+        """The weights of a tile under the shared factor, the queries in reversed order: then they are a view."""
         assert self.shared is not None
         c = tile.slice(State(self.shared, "lag"))
-        weights = toeplitz(c, tile.t_q).unsqueeze(0)
+        weights: Tensor = hankel(c, tile.t_q).unsqueeze(0)
         seen = self.seen(tile)
-        return weights if seen is None else weights.masked_fill(~seen, 0)
+        return weights if seen is None else weights.masked_fill(~seen.flip(-2), 0)
 
 
 def _rows(call: LinearCall) -> Iterator[list[Tile]]:
-    _, _, n_q, n_k = call.shape
+    batch, heads, n_q, n_k = call.shape
+    t_k = min(KEYS, max(QUERIES, SCORES // (batch * heads * QUERIES)))
     for i0 in range(0, n_q, QUERIES):
         i1 = min(i0 + QUERIES, n_q)
         first, last = call.mask.keys(i0, i1)
         first = min(first, n_k - 1)
         last = max(last, first + 1)  # a block of queries that sees no key still has rows
-        yield [Tile(i0, i1, j0, min(j0 + KEYS, last), n_q, n_k) for j0 in range(first, last, KEYS)]
+        yield [Tile(i0, i1, j0, min(j0 + t_k, last), n_q, n_k) for j0 in range(first, last, t_k)]
 
 
 class _Tiled(torch.autograd.Function):
@@ -113,14 +116,19 @@ class _Tiled(torch.autograd.Function):
         ctx: Any, call: LinearCall, q: Tensor, k: Tensor, values: Tensor, count: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = _Weights(call, _states(call, tensors[:count]), q.dtype)
+        phi, f_q, f_k = at_once(call.phi, q, k, values.shape[-1])
         out = values.new_zeros(*q.shape[:3], values.shape[-1])
-        if weights.shared is None:
-            shift = torch.cat([_row(call, weights, q, k, values, row, out) for row in _rows(call)], 2)
-        else:
-            shift = weights.top.to(q.dtype).view(1, -1, 1, 1)
-            for tile in (tile for row in _rows(call) for tile in row):
-                products = _products(call, q, k, tile).mul_(weights.plain(tile))
-                out[:, :, tile.i0 : tile.i1] += products @ values[:, :, tile.j0 : tile.j1]
+        shifts = []
+        for row in _rows(call):
+            into = out[:, :, row[0].i0 : row[0].i1]
+            if weights.shared is None:
+                shifts.append(_row(weights, phi, f_q, f_k, values, row, into))
+            else:
+                total = torch.zeros_like(into)
+                for tile in row:
+                    total += _products(phi, f_q, f_k, tile).mul_(weights.plain(tile)) @ _keys(values, tile)
+                into.copy_(total.flip(-2))
+        shift = torch.cat(shifts, 2) if shifts else weights.top.to(q.dtype).view(1, -1, 1, 1)
         ctx.save_for_backward(q, k, values, shift, *tensors)
         ctx.call, ctx.count = call, count
         ctx.mark_non_differentiable(shift)
@@ -133,81 +141,98 @@ class _Tiled(torch.autograd.Function):
         call: LinearCall = ctx.call
         states = _states(call, tuple(tensors[: ctx.count]))
         wanted = {n for n, need in zip(states, ctx.needs_input_grad[5:], strict=False) if need}
-        total = [torch.zeros_like(x) for x in (q, k, values)]
-        g_states = {n: torch.zeros_like(states[n].tensor) for n in wanted}
-        g_phi = [torch.zeros_like(p) for p in call.phi.parameters]
-        weights = _Weights(call, states, q.dtype)
+        phi, f_q, f_k = at_once(call.phi, q, k, values.shape[-1])
+        into = _Gradients(call, phi, _Weights(call, states, q.dtype), (f_q, f_k, values, shift), wanted)
         with exactly(grad):
             for tile in (tile for row in _rows(call) for tile in row):
-                rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
-                g = grad[:, :, rows]
-                phi_q, phi_k = call.phi(q[:, :, rows]), call.phi(k[:, :, keys])
-                products = phi_q @ phi_k.transpose(-1, -2)
-                if weights.shared is not None:
-                    w = weights.plain(tile)
-                else:
-                    w = (weights.bias(tile) - shift[:, :, rows]).exp_()
-                by_weight = (g @ values[:, :, keys].transpose(-1, -2)).mul_(w)
-                total[2][:, :, keys] += (products * w).transpose(-1, -2) @ g
-                for x, into, part in (
-                    (q[:, :, rows], total[0][:, :, rows], by_weight @ phi_k),
-                    (k[:, :, keys], total[1][:, :, keys], by_weight.transpose(-1, -2) @ phi_q),
-                ):
-                    found, parameters = call.phi.back(x, part)
-                    into += found
-                    for sum_, more in zip(g_phi, parameters):
-                        sum_ += more
-                if wanted:
-                    _to_states(call, by_weight.mul_(products), weights.slices(tile), tile, states, wanted, g_states)
-        return None, *total, None, *(g_states.get(n) for n in states), *g_phi
+                into.add(tile, grad)
+        g_q, g_k, g_phi = gradients(call.phi, phi, (q, k), (into.q, into.k), into.parameters)
+        return None, g_q, g_k, into.values, None, *(into.states.get(n) for n in states), *g_phi
+
+
+class _Gradients:
+    """The backward pass, tile by tile. Where the weights are a view, rows run backwards: see `_Weights.plain`."""
+
+    def __init__(
+        self, call: LinearCall, phi: Rows, weights: _Weights, saved: tuple[Tensor, ...], wanted: set[str]
+    ) -> None:
+        self.call, self.phi, self.weights, self.wanted = call, phi, weights, wanted
+        self.x_q, self.x_k, self.v, self.shift = saved
+        self.q, self.k, self.values = (torch.zeros_like(x) for x in saved[:3])
+        self.states = {n: torch.zeros_like(weights.states[n].tensor) for n in wanted}
+        self.parameters = [torch.zeros_like(p) for p in phi.parameters]
+
+    def add(self, tile: Tile, grad: Tensor) -> None:
+        rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
+        turned = self.weights.shared is not None
+        g, x_q = (x[:, :, rows].flip(-2) if turned else x[:, :, rows] for x in (grad, self.x_q))
+        x_k = self.x_k[:, :, keys]
+        phi_q, phi_k = self.phi(x_q), self.phi(x_k)
+        products = phi_q @ phi_k.transpose(-1, -2)
+        weights = self.weights.plain(tile) if turned else (self.weights.bias(tile) - self.shift[:, :, rows]).exp_()
+        by_weight = (g @ self.v[:, :, keys].transpose(-1, -2)).mul_(weights)  # gradient of the products
+        if self.wanted:
+            self._to_states(by_weight * products, tile, turned)
+        self.values[:, :, keys] += products.mul_(weights).transpose(-1, -2) @ g
+        to_q = self._through(x_q, by_weight @ phi_k)
+        self.q[:, :, rows] += to_q.flip(-2) if turned else to_q
+        self.k[:, :, keys] += self._through(x_k, by_weight.transpose(-1, -2) @ phi_q)
+
+    def _through(self, x: Tensor, grad: Tensor) -> Tensor:
+        found, parameters = self.phi.back(x, grad)
+        for total, part in zip(self.parameters, parameters):
+            total += part
+        return found
+
+    def _to_states(self, grad: Tensor, tile: Tile, turned: bool) -> None:
+        """Adds one tile's share to the gradients of what the bias prepared."""
+        if turned:
+            self._sum("lags", antidiagonal_sums(grad.sum(0)), tile)
+            return
+        call, slices = self.call, self.weights.slices(tile)
+        assert call.bias is not None
+        found = call.bias.tile_backward(grad, call.q, call.k, slices, tile)
+        if found is None:
+            leaves = {name: slices[name].detach().requires_grad_() for name in slices if name in self.wanted}
+            with torch.enable_grad():
+                bias = call.bias.tile(call.q, call.k, slices | leaves, tile)
+            parts = torch.autograd.grad(bias, list(leaves.values()), grad.sum_to_size(bias.shape), allow_unused=True)
+            found = {name: part for name, part in zip(leaves, parts, strict=True) if part is not None}
+        for name in self.wanted & found.keys():
+            self._sum(name, found[name], tile)
+
+    def _sum(self, name: str, part: Tensor, tile: Tile) -> None:
+        state = self.weights.states[name]
+        target = tile.slice(State(self.states[name], state.along, state.axis))
+        target += part.sum_to_size(target.shape) if part.shape != target.shape else part
+
+
+def _keys(values: Tensor, tile: Tile) -> Tensor:
+    return values[:, :, tile.j0 : tile.j1]
 
 
 def _states(call: LinearCall, tensors: tuple[Tensor, ...]) -> dict[str, State]:
     return {n: State(t, s.along, s.axis) for (n, s), t in zip(call.states.items(), tensors, strict=True)}
 
 
-def _products(call: LinearCall, q: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    return call.phi(q[:, :, tile.i0 : tile.i1]) @ call.phi(k[:, :, tile.j0 : tile.j1]).transpose(-1, -2)
+def _products(phi: Rows, x_q: Tensor, x_k: Tensor, tile: Tile, turned: bool = True) -> Tensor:
+    rows = x_q[:, :, tile.i0 : tile.i1]
+    return phi(rows.flip(-2) if turned else rows) @ phi(_keys(x_k, tile)).transpose(-1, -2)
 
 
 def _row(
-    call: LinearCall, weights: _Weights, q: Tensor, k: Tensor, values: Tensor, row: list[Tile], out: Tensor
+    weights: _Weights, phi: Rows, x_q: Tensor, x_k: Tensor, values: Tensor, row: list[Tile], into: Tensor
 ) -> Tensor:
     """Sums of one block of queries, kept in range by the largest bias met so far; returns that of each row."""
     top: Tensor | None = None
     for tile in row:
-        rows = out[:, :, tile.i0 : tile.i1]
         bias = weights.bias(tile)
         higher = bias.amax(-1, keepdim=True)
         higher = higher if top is None else torch.maximum(top, higher)
         shift = _finite(higher)
         if top is not None:
-            rows *= (top - shift).exp()
-        rows += _products(call, q, k, tile).mul_((bias - shift).exp_()) @ values[:, :, tile.j0 : tile.j1]
+            into *= (top - shift).exp()
+        into += _products(phi, x_q, x_k, tile, turned=False).mul_((bias - shift).exp_()) @ _keys(values, tile)
         top = higher
     assert top is not None
-    return _finite(top.to(q.dtype)).expand(*q.shape[:2], row[0].t_q, 1)
-
-
-def _to_states(
-    call: LinearCall,
-    grad: Tensor,
-    slices: dict[str, Tensor],
-    tile: Tile,
-    states: dict[str, State],
-    wanted: set[str],
-    into: dict[str, Tensor],
-) -> None:
-    """Adds one tile's share to the gradients of what the bias prepared."""
-    assert call.bias is not None
-    found = call.bias.tile_backward(grad, call.q, call.k, slices, tile)
-    if found is None:
-        leaves = {name: slices[name].detach().requires_grad_() for name in slices if name in wanted}
-        with torch.enable_grad():
-            bias = call.bias.tile(call.q, call.k, slices | leaves, tile)
-        parts = torch.autograd.grad(bias, list(leaves.values()), grad.sum_to_size(bias.shape), allow_unused=True)
-        found = {name: part for name, part in zip(leaves, parts, strict=True) if part is not None}
-    for name, part in found.items():
-        if name in wanted:
-            target = tile.slice(State(into[name], states[name].along, states[name].axis))
-            target += part.sum_to_size(target.shape) if part.shape != target.shape else part
+    return _finite(top).expand(*into.shape[:3], 1)
