@@ -4,7 +4,7 @@ import sys
 
 # What the extras lab and music install. Other missing modules are errors of their own and keep their traceback.
 EXTRAS = frozenset(
-    {"jinja2", "lightning", "matplotlib", "music21", "rich", "safetensors", "symusic", "typer"},
+    {"filelock", "jinja2", "lightning", "matplotlib", "music21", "pillow", "rich", "safetensors", "symusic", "typer"},
 )
 
 
