@@ -188,7 +188,10 @@ def page(name: str, section: str, see: str) -> tuple[str, bytes]:
 
 def test_links_in_every_notation_are_found_and_leave_no_trace(tmp_path: Path) -> None:
     pages = {
-        "manpages": [page("open", "2", ".BR close (2),\n.BR \\-x (1)"), page("close", "2", ".BR nothere (2)")],
+        "manpages": [
+            page("open", "2", ".BR open (2),\n.BR close (2),\n.BR \\-x (1)"),
+            page("close", "2", ".BR nothere (2)"),
+        ],
         "manpages-dev": [page("git-no", "3", "")],
         "git-man": [page("git-add", "1", "\\fBgit-rm\\fR(1)"), page("git-rm", "1", "")],
         "perl-doc": [
