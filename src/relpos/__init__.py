@@ -6,10 +6,12 @@ the layer in which it does it; a kernel is how that is computed without an n x n
 
 from __future__ import annotations
 
-from relpos import encodings, models, positions
+from relpos import encodings, features, models, positions
 from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.mixers.functional import attention, explain
+from relpos.mixers.kernel_stream import KernelStream
+from relpos.mixers.linear import linear_attention
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
 
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Channels",
+    "KernelStream",
     "SelfAttention",
     "Stream",
     "__version__",
@@ -25,6 +28,8 @@ __all__ = [
     "encoding",
     "encodings",
     "explain",
+    "features",
+    "linear_attention",
     "models",
     "names",
     "positions",

@@ -105,7 +105,8 @@ class Random(Features):
             turned, upper = torch.linalg.qr(square)
             turned = turned * upper.diagonal().sign()  # uniform over the orthogonal group
             blocks.append(turned.T[: self.count - first])
-        return torch.cat(blocks) * gauss.norm(dim=1, keepdim=True)
+        lengths: Tensor = gauss.norm(dim=1, keepdim=True)
+        return torch.cat(blocks) * lengths
 
     def scale(self, dim: int) -> float:
         return 1.0 if self.normalize else dim**-0.5
@@ -208,3 +209,30 @@ class ReLU(Elementwise):
 
     def forward(self, x: Tensor) -> Tensor:
         return _wide(x).clamp(min=0) + self.floor
+
+
+def named(name: str, dim: int, count: int | None = None, normalize: bool | None = None) -> Features:
+    """A feature map by name: prf, orf (orthogonal), sphere, trf, elu1 or relu; count defaults to 16 of random ones.
+
+    normalize: None leaves what the map's own method does.
+    """
+    key = name.strip().lower() if isinstance(name, str) else name
+    if key not in _NAMES:
+        raise ValueError(f"features is one of {', '.join(_NAMES)}, or an object of relpos.features; got {name!r}")
+    cls, options = _NAMES[key]
+    chosen: dict[str, Any] = {} if normalize is None else {"normalize": normalize}
+    if issubclass(cls, Random):
+        return cls(dim, 16 if count is None else count, **options, **chosen)
+    if count is not None and count != dim:
+        raise ValueError(f"{key} features are as many as the columns of its input, {dim}; leave the count out")
+    return cls(dim, **options, **chosen)
+
+
+_NAMES: dict[str, tuple[type[Random] | type[Elementwise], dict[str, Any]]] = {
+    "prf": (PRF, {}),
+    "orf": (PRF, {"orthogonal": True}),
+    "sphere": (SpherePRF, {}),
+    "trf": (TRF, {}),
+    "elu1": (ELU1, {}),
+    "relu": (ReLU, {}),
+}

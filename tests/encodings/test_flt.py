@@ -72,6 +72,21 @@ def test_the_mask_is_added_to_the_logit_whatever_the_scale(scale: float) -> None
         encoding.encode_q(q, at, 0.0)
 
 
+def test_both_sides_carry_alike_and_nothing_where_there_is_no_spectrum() -> None:
+    """Random features pay for long rows: channels of length 1 would cost even where f = 0."""
+    encoding = trained(features=50)
+    x, at = torch.zeros(1, 2, 4, 4, dtype=torch.float64), Index.arange(4)
+    q, k = (f(x, at).square().sum(-1).mean() for f in (encoding.encode_q, encoding.encode_k))
+    torch.testing.assert_close(q, k, rtol=1e-3, atol=0)  # but for the floor
+    with torch.no_grad():
+        encoding.weight.zero_()
+    assert (encoding.encode_k(x, at).square().sum(-1) < 0.0101).all()
+    assert not encoding.encode_q(x, at).any()
+    products = encoding.encode_q(x, at) @ encoding.encode_k(x, at).mT
+    for f in (products[0, :, 0, 2].sum(), encoding.template(torch.tensor([2])).sum()):
+        assert (torch.autograd.grad(f, encoding.weight)[0] != 0).all()
+
+
 def test_masks_may_be_negative() -> None:
     """A negative blob pulls lag 0 down; with the ratio on both sides it could not."""
     for released in (False, True):

@@ -44,6 +44,8 @@ def test_powers_are_permutations_that_compose() -> None:
         assert torch.equal(second.gather(-1, first), encoding.powers(torch.tensor(a + b)))
         assert torch.equal(first.sort(-1).values, torch.arange(31).expand(4, -1))
     one = encoding.powers(torch.tensor(1))
+    g = torch.Generator().manual_seed(0)
+    assert torch.equal(one, torch.stack([torch.randperm(31, generator=g) for _ in range(4)]))  # P, not its inverse
     assert len({tuple(row.tolist()) for row in one}) == 4  # a permutation of its own in every head
     assert (one != torch.arange(31)).any(-1).all()
 

@@ -12,7 +12,7 @@ from relpos.lab.progress import Reporter
 from relpos.lab.report import write_report
 from relpos.lab.run import Run
 from relpos.lab.settings import Settings
-from tests.lab.toy import Toy
+from tests.lab.toy import Signs, Toy
 
 ENCODINGS = ("nope", "toy_slope", "toy_turn", "toy_places")
 
@@ -30,6 +30,18 @@ def quiet() -> Reporter:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = compare(Toy(), settings(), tmp_path_factory.mktemp("runs") / "toy", quiet(), command="relpos compare toy")
+    write_report(run)
+    return run
+
+
+SIGNS = ("nope", "toy_slope[sign=-1]", "toy_places")
+
+
+@pytest.fixture(scope="session")
+def signs(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished comparison in classification."""
+    plan = settings(task="toy-signs", encodings=SIGNS)
+    run = compare(Signs(), plan, tmp_path_factory.mktemp("runs") / "signs", quiet())
     write_report(run)
     return run
 

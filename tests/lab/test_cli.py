@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from relpos.lab.cli import app, assignments
-from relpos.lab.errors import LabError
+from relpos.lab.cli import app
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.run import Run
 from tests.lab import toy
@@ -115,17 +114,6 @@ def test_explain_says_kernel_and_reason() -> None:
 def test_modules_of_ones_own_are_imported() -> None:
     assert "toy_slope" in relpos("--import", "tests.lab.toy", "list")
     assert "no_such_module" in relpos("--import", "no_such_module", "list", status=2)
-
-
-def test_key_value_options_are_typed() -> None:
-    assert assignments(["depth=2", "rate=0.5", "tied=true", "kind=log"]) == {
-        "depth": 2,
-        "rate": 0.5,
-        "tied": True,
-        "kind": "log",
-    }
-    with pytest.raises(LabError, match="key=value"):
-        assignments(["depth"])
 
 
 def test_plain_progress_prints_lines_with_time_left(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,11 +52,11 @@ def test_a_file_equal_for_all_encodings_is_shown_once(finished: Run) -> None:
 
 def test_the_tables_agree_with_the_evaluations(finished: Run) -> None:
     records = [json.loads((finished.path / f"toy_slope-seed{seed}" / "evaluation.json").read_text()) for seed in (0, 1)]
-    losses = [record["lengths"]["64"]["loss"] for record in records]
+    losses = [record["lengths"]["64"]["values"]["loss"] for record in records]
     with open(finished.path / "table.csv") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert float(rows["toy_slope"]["loss_64"]) == pytest.approx(sum(losses) / 2)
-    assert float(rows["toy_slope"]["spread_64"]) == pytest.approx(abs(losses[0] - losses[1]) / 2)
+    assert float(rows["toy_slope"]["loss_spread_64"]) == pytest.approx(abs(losses[0] - losses[1]) / 2)
     assert rows["toy_places"]["loss_64"] == "" and "table ends" in rows["toy_places"]["refused_64"]
     assert float(rows["uniform"]["loss_16"]) == pytest.approx(math.log(7))
     assert f"{sum(losses) / 2:.3f} ± " in markdown_table(collect(finished))
@@ -79,13 +79,14 @@ def test_a_report_can_be_made_again_from_the_directory(finished: Run) -> None:
 
 def test_the_headline_names_the_best_and_joins_what_the_spread_cannot_tell_apart(finished: Run) -> None:
     results = collect(finished)
-    best = results.best(64)
+    best = results.ranked(results.loss, 64)
     text = headline(results)
     assert text.startswith("At 4 times the training length (64 tokens)") and best[0].encoding in text
-    tied = results.tied(64)
+    tied = results.tied(results.loss, 64)
     assert tied[0] is best[0]
-    gap = [(row.losses[64].mean or 0) - (best[0].losses[64].mean or 0) for row in tied]
-    room = [(row.losses[64].spread or 0) + (best[0].losses[64].spread or 0) for row in tied]
+    values = [row.values["loss"][64] for row in tied]
+    gap = [(value.mean or 0) - (values[0].mean or 0) for value in values]
+    room = [(value.spread or 0) + (values[0].spread or 0) for value in values]
     assert all(g <= r for g, r in zip(gap, room, strict=True))
 
 
@@ -99,8 +100,10 @@ def test_a_diverged_model_is_reported_and_does_not_stop_the_others(
 
     run = compare(Explodes(), settings(encodings=("nope", "toy_slope"), seeds=(0,)), new_run, quiet())
     write_report(run)
-    assert "seed 0 diverged at step 1" in page(run)
-    assert collect(run).best(16)[0].encoding == "nope"
+    assert "seed 0 diverged at step 1" in page(run) and "<figcaption>diverged at step 1</figcaption>" in page(run)
+    results = collect(run)
+    assert results.ranked(results.loss, 16)[0].encoding == "nope"
+    assert "seed 0 diverged at step 1" in markdown_table(results) and "toy_slope diverged" in headline(results)
 
 
 def test_different_numbers_of_scored_tokens_are_an_error(new_run: Path) -> None:
@@ -109,7 +112,7 @@ def test_different_numbers_of_scored_tokens_are_an_error(new_run: Path) -> None:
     record = json.loads(file.read_text())
     record["lengths"]["16"]["count"] += 1
     file.write_text(json.dumps(record))
-    with pytest.raises(RuntimeError, match="different numbers of tokens"):
+    with pytest.raises(RuntimeError, match="different numbers of things"):
         check_same_tokens(run)
 
 

@@ -39,6 +39,15 @@ class StoppedAt(Toy):
         return super().batch(step, seed, size)
 
 
+class Fails(Toy):
+    """Has no batch 3."""
+
+    def batch(self, step: int, seed: int, size: int) -> Tensor:
+        if step == 3:
+            raise ValueError("no such step")
+        return super().batch(step, seed, size)
+
+
 def train(task: Any, folder: Path, encoding: str = "toy_slope", steps: int = 20) -> None:
     with Reporter(quiet=True).step("") as progress:
         train_model(task, settings(steps=steps), encoding, 1, 0.01, steps, folder, progress)
@@ -121,9 +130,9 @@ def test_models_trained_side_by_side_equal_models_trained_one_by_one(new_run: Pa
 
 @pytest.mark.slow(10)
 def test_an_error_in_a_worker_is_raised_here_with_its_place(new_run: Path) -> None:
-    few = settings(encodings=("toy_slope", "nope"), seeds=(3,), model={"no_such_option": 1})
-    with pytest.raises(RuntimeError, match=r"(?s)seed 3 failed:.*no_such_option"):
-        compare(Toy(), few, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
+    few = settings(encodings=("toy_slope", "nope"), seeds=(3,))
+    with pytest.raises(RuntimeError, match=r"(?s)seed 3 failed:.*no such step"):
+        compare(Fails(), few, new_run, quiet(), crew=Crew(workers=2, modules=("tests.lab.toy",)))
 
 
 @pytest.mark.slow(25)

@@ -56,8 +56,8 @@ def test_other_data_are_refused_by_name(new_run: Path, monkeypatch: pytest.Monke
         ("{ torn", "not readable JSON"),
         ('{"format": "somebody-elses"}', "not of this version"),
         ("[]", "not of this version"),
-        ('{"format": "relpos-run-1", "steps": 3}', "lacks data, settings"),
-        ('{"format": "relpos-run-1", "steps": 3, "data": {}, "settings": {"tsak": 1}}', "unknown settings tsak"),
+        ('{"format": "relpos-run-2", "steps": 3}', "lacks data, settings"),
+        ('{"format": "relpos-run-2", "steps": 3, "data": {}, "settings": {"tsak": 1}}', "unknown settings tsak"),
     ],
 )
 def test_a_broken_config_is_an_error_that_says_what_to_do(new_run: Path, text: str, message: str) -> None:

@@ -6,6 +6,7 @@ module would.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -20,7 +21,7 @@ import relpos as rp
 from relpos import tasks
 from relpos.encodings.base import Absolute, Bias, Encoding, Transform
 from relpos.encodings.registry import fitted
-from relpos.tasks import Artifact, Evaluation
+from relpos.tasks import ACCURACY, Artifact, Evaluation, Metric
 
 WORDS = 7
 
@@ -101,6 +102,8 @@ class Toy:
     name = "toy"
     title = "Echo: a made-up language"
     source = "made up on the spot; public domain"
+    unit = "nats a token"
+    metrics: tuple[Metric, ...] = ()
     train_length = 16
     multiples: tuple[int, ...] = (1, 2, 4)
     presets: ClassVar = {
@@ -141,8 +144,8 @@ class Toy:
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none").double()
         return Evaluation(length, float(losses.mean()), losses.mean(0).numpy(), losses.numel())
 
-    def baselines(self, split: str, length: int) -> dict[str, float]:
-        return {"uniform": float(np.log(WORDS)), "previous token": 1.9}
+    def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
+        return {"uniform": {"loss": float(np.log(WORDS))}, "previous token": {"loss": 1.9}}
 
     def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
         tokens = model(self._draw(0, 1, self.train_length)).argmax(-1)[0]
@@ -156,6 +159,56 @@ class Toy:
             Artifact(midi, "midi", "continuation as MIDI"),
             Artifact(real, "image", "how it really goes on"),
         ]
+
+
+class Judge(Net):
+    """Net, read out at its last token as one of two classes; ``sign`` and ``encoding_options`` are there to be set."""
+
+    def __init__(
+        self, encoding: str, length: int, sign: float = 1.0, encoding_options: Any = None, **more: Any
+    ) -> None:
+        super().__init__(encoding, length, **more)
+        self.sign, self.encoding_options = sign, encoding_options
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.sign * super().forward(tokens)[:, -1, :2]
+
+
+class Signs(Toy):
+    """Classification: was the last token even? One length, metrics of both directions, nothing to sample."""
+
+    name = "toy-signs"
+    title = "Signs: even [or] odd"
+    unit = "nats an example"
+    metrics: tuple[Metric, ...] = (ACCURACY, Metric("misses", "misses", higher_is_better=False, format=".1f"))
+    multiples: tuple[int, ...] = (1,)
+
+    def __init__(self, length: int = 16, path: str | None = None) -> None:
+        self.train_length, self.path = length, path
+
+    def model(self, encoding: str, **options: object) -> nn.Module:
+        return Judge(encoding, self.train_length, **options)  # type: ignore[arg-type]
+
+    def batch(self, step: int, seed: int, size: int) -> Any:
+        tokens = self._draw(1000 * seed + step, size, self.train_length)
+        return tokens, tokens[:, -1] % 2
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(self, model: nn.Module, split: str, length: int, progress: Any = None) -> Evaluation:
+        tokens, labels = self.batch({"validation": 8, "test": 9}[split], 10**6, 40)
+        logits = model(tokens)
+        right = (logits.argmax(-1) == labels).double()
+        loss = float(nn.functional.cross_entropy(logits, labels))
+        metrics = {"accuracy": float(right.mean()), "misses": float((1 - right).sum())}
+        return Evaluation(length, loss, None, len(labels), metrics)
+
+    def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
+        return {"always even": {"accuracy": 0.55, "misses": 18.0, "loss": math.inf}}
+
+    def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
+        return []
 
 
 def bars(values: np.ndarray) -> bytes:
@@ -173,3 +226,4 @@ def bars(values: np.ndarray) -> bytes:
 
 
 tasks.register("toy", "tests.lab.toy:Toy")
+tasks.register("toy-signs", "tests.lab.toy:Signs")

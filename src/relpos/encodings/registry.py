@@ -36,6 +36,8 @@ _ENTRIES: dict[str, Entry] = {
     "axial_rope": Entry("transform.axial:AxialRoPE"),
     "mixed_rope": Entry("transform.mixed:MixedRoPE"),
     "time_rope": Entry("transform.time:TimeRoPE"),
+    "sine_spe": Entry("transform.sine_spe:SineSPE"),
+    "conv_spe": Entry("transform.conv_spe:ConvSPE", {"kernel_size": 32}),
     "cosformer": Entry("transform.cosformer:CosFormer", {"max_length": 1024}),
     "permuteformer": Entry("transform.permuteformer:PermuteFormer"),
     "flt": Entry("transform.flt:FLT"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
 from relpos.lab.checkpoint import read_json, write_atomic, write_json
@@ -16,8 +18,10 @@ from relpos.lab.measure import encodings_of, parameters, peak_bytes
 from relpos.lab.progress import Notice
 from relpos.lab.settings import Settings
 from relpos.lab.train import Trained, evaluating, read_log
+from relpos.tasks import Evaluation
 
 RECORD = "evaluation.json"
+FARTHEST_LAG = 512  # of the pictures: longer ones take long to probe and show no more
 
 
 def finished(folder: Path) -> bool:
@@ -45,7 +49,7 @@ def assess(
     model = trained.model
     total, own = parameters(model)
     log = read_log(folder / "metrics.jsonl")
-    batch = task.batch(0, seed, settings.batch).to(next(model.parameters()).device)
+    batch = move_data_to_device(task.batch(0, seed, settings.batch), next(model.parameters()).device)
     record: dict[str, Any] = {
         "encoding": encoding,
         "seed": seed,
@@ -76,24 +80,39 @@ def _speed(log: list[dict[str, Any]]) -> float | None:
 
 
 def _lengths(task: Any, model: nn.Module, progress: Notice) -> dict[str, Any]:
-    """Test losses by length. An encoding that refuses a length it was not built for is quoted, not fatal."""
+    """Test results by length. An encoding that refuses a length it was not built for is quoted, not fatal."""
     results: dict[str, Any] = {}
     for multiple in task.multiples:
         length = multiple * task.train_length
         try:
             result = task.evaluate(model, "test", length, progress=progress)
         except ValueError as error:
-            if multiple == 1:
+            if multiple == min(task.multiples):
                 raise
-            results[str(length)] = {"refused": str(error)}
+            results[str(length)] = {"refused": f"cannot: {error}"}
             continue
-        curve = np.asarray(result.by_position, dtype=np.float64)
-        results[str(length)] = {
-            "loss": float(result.loss),
-            "count": int(result.count),
-            "by_position": [round(float(x), 5) if np.isfinite(x) else None for x in curve],
-        }
+        results[str(length)] = _cell(task, result)
     return results
+
+
+def _cell(task: Any, result: Evaluation) -> dict[str, Any]:
+    """One evaluation as JSON; a model whose loss is not a number has no results, only that."""
+    declared = {metric.name for metric in task.metrics}
+    if declared != set(result.metrics):
+        raise RuntimeError(
+            f"the task {task.name} declares the metrics {sorted(declared)} and has evaluated {sorted(result.metrics)}; "
+            "make Task.metrics and Evaluation.metrics agree"
+        )
+    values = {"loss": result.loss, **result.metrics}
+    broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        return {"refused": f"diverged: {', '.join(broken)}"}
+    curve = None if result.by_position is None else np.asarray(result.by_position, dtype=np.float64)
+    return {
+        "values": {name: float(value) for name, value in values.items()},
+        "count": int(result.count),
+        "by_position": None if curve is None else [round(float(x), 5) if np.isfinite(x) else None for x in curve],
+    }
 
 
 def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list[dict[str, str]], str | None]:
@@ -109,21 +128,23 @@ def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list
     ], None
 
 
-def _head_sizes(model: nn.Module) -> tuple[int, int]:
-    """(heads, width of a head) of the first attention layer that says how many heads it has."""
-    found = (getattr(part, "heads", None) for part in model.modules())
-    heads = next((each for each in found if isinstance(each, int)), 1)
-    return heads, int(getattr(model, "dim", heads)) // heads
+def _layer(model: nn.Module) -> tuple[int, int, bool]:
+    """(heads, width of a head, causal) of the first attention layer that says how many heads it has."""
+    layer = next((part for part in model.modules() if isinstance(getattr(part, "heads", None), int)), model)
+    heads = int(getattr(layer, "heads", 1))
+    width = getattr(layer, "dim", getattr(model, "dim", heads))
+    return heads, int(width) // heads, bool(getattr(layer, "causal", True))
 
 
 def _store_lags(task: Any, model: nn.Module, folder: Path) -> list[dict[str, object]]:
     """Lag pictures of every encoding in the model into lags.npz; an encoding that cannot be drawn says why."""
     arrays: dict[str, np.ndarray] = {}
     listed: list[dict[str, object]] = []
-    heads, dim = _head_sizes(model)
+    heads, dim, causal = _layer(model)
+    reach = min(task.train_length, FARTHEST_LAG)
     for index, (name, encoding) in enumerate(encodings_of(model)):
         try:
-            picture = lag_picture(encoding, heads, dim, task.train_length, causal=True)
+            picture = lag_picture(encoding, heads, dim, reach, causal=causal)
         except (ValueError, TypeError) as error:
             listed.append({"name": name, "refused": str(error)})
             continue

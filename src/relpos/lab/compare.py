@@ -1,7 +1,8 @@
-"""One task, several encodings: the same data order, the same steps, the same way to a learning rate for each."""
+"""One task, several contestants: the same data order, the same steps, the same way to a learning rate for each."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
@@ -13,12 +14,15 @@ import torch
 from relpos.lab.assess import finished, read_record
 from relpos.lab.checkpoint import read_json, write_json
 from relpos.lab.environment import environment
+from relpos.lab.errors import LabError
 from relpos.lab.jobs import Crew, Job, perform_all, threads
+from relpos.lab.labels import EXAMPLE, slug
 from relpos.lab.measure import parameter_groups
 from relpos.lab.progress import Reporter, seconds_text
+from relpos.lab.results import shown
 from relpos.lab.run import Run, claim
 from relpos.lab.settings import Settings
-from relpos.lab.train import read_log
+from relpos.lab.train import build, read_log
 
 # Share of a time budget that training may take; the rest is for evaluation, samples and the report.
 TRAINING_SHARE = 0.7
@@ -44,9 +48,10 @@ def compare(
     try:
         with reporter.step(f"preparing {task.name}") as progress:
             task.prepare(progress=progress)
+        _check_networks(task, settings)
         known = Run.stored_steps(path)
         steps = known if known is not None else fitting_steps(task, settings, reporter, crew.workers)
-        run = Run.create(path, settings, steps, task.describe(), command=command, title=task.title, source=task.source)
+        run = Run.create(path, settings, steps, task.describe(), command=command, **_about(task))
         _note_environment(run, reporter, crew.workers)
         _all_models(task, run, choose_rates(task, run, reporter, crew), reporter, crew)
         _baselines(task, run, reporter)
@@ -55,6 +60,45 @@ def compare(
         return run
     finally:
         lock.close()
+
+
+def _about(task: Any) -> dict[str, object]:
+    """What the reports say of the task; stored, so that they need not make it again."""
+    metrics = [dataclasses.asdict(metric) for metric in task.metrics]
+    return {"title": task.title, "source": task.source, "unit": task.unit, "metrics": metrics}
+
+
+def without_the_unable(task: Any, settings: Settings, reporter: Reporter) -> Settings:
+    """The settings without the contestants whose network the task cannot build, which is said of each."""
+    with reporter.step(f"preparing {task.name}") as progress:
+        task.prepare(progress=progress)
+    refusals = _refusals(task, settings)
+    for encoding, error in refusals.items():
+        reporter.say(f"without {encoding}: {error}")
+    able = tuple(each for each in settings.encodings if each not in refusals)
+    return dataclasses.replace(settings, encodings=able) if able else settings
+
+
+def _check_networks(task: Any, settings: Settings) -> None:
+    """Every network can be built: an option that one does not take is told now, not after hours of training."""
+    for encoding, error in _refusals(task, settings).items():
+        name, options = settings.network(encoding)
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
+        raise LabError(
+            f"the network of {encoding} cannot be built: {error} (task {task.name}, encoding {name}, {given}); "
+            f"write options of one contestant as {EXAMPLE}, those of all as --model key=value"
+        ) from error
+
+
+def _refusals(task: Any, settings: Settings) -> dict[str, Exception]:
+    """Why the task cannot build the network of a contestant, for those that it cannot."""
+    refusals: dict[str, Exception] = {}
+    for encoding in settings.encodings:
+        try:
+            build(task, settings, encoding)
+        except (TypeError, ValueError) as error:
+            refusals[encoding] = error
+    return refusals
 
 
 def _all_models(task: Any, run: Run, rates: dict[str, float], reporter: Reporter, crew: Crew) -> None:
@@ -67,14 +111,18 @@ def _all_models(task: Any, run: Run, rates: dict[str, float], reporter: Reporter
     ]
     if len(jobs) < len(pairs):
         reporter.say(f"{len(pairs) - len(jobs)} of {len(pairs)} models were finished before")
-    perform_all(task, run.settings, jobs, reporter, crew, lambda _, record: _summary(record or {}))
+    perform_all(task, run.settings, jobs, reporter, crew, lambda _, record: _summary(task, record or {}))
 
 
-def _summary(record: dict[str, Any]) -> str:
+def _summary(task: Any, record: dict[str, Any]) -> str:
     if record["diverged"] is not None:
         return f"diverged at step {record['diverged']}"
-    parts = [f"{cell['loss']:.3f} at {length}" for length, cell in record["lengths"].items() if "loss" in cell]
-    return "test loss " + ", ".join(parts)
+    cells = {length: cell["values"] for length, cell in record["lengths"].items() if "values" in cell}
+    parts = [
+        f"{metric.title} " + ", ".join(f"{metric.text(cells[n][metric.name])} at {n}" for n in cells)
+        for metric in shown(task.metrics, task.unit)
+    ]
+    return "test " + "; ".join(parts) if cells else "no length could be evaluated"
 
 
 def fitting_steps(task: Any, settings: Settings, reporter: Reporter, workers: int = 1) -> int:
@@ -99,7 +147,7 @@ def fitting_steps(task: Any, settings: Settings, reporter: Reporter, workers: in
 
 def _step_seconds(task: Any, settings: Settings, encoding: str, warm: int = 2, timed: int = 5) -> float:
     torch.manual_seed(0)
-    model = task.model(encoding, **settings.model)
+    model = build(task, settings, encoding)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=1e-4)
     seconds = []
     for step in range(warm + timed):
@@ -132,7 +180,7 @@ def choose_rates(task: Any, run: Run, reporter: Reporter, crew: Crew = ALONE) ->
             settings.seeds[0],
             rate,
             settings.sweep_steps,
-            run.path / "sweep" / f"{encoding}-rate{rate:g}",
+            run.path / "sweep" / f"{slug(encoding)}-rate{rate:g}",
             measured=False,
         )
         for encoding in settings.encodings
@@ -184,15 +232,24 @@ def _baselines(task: Any, run: Run, reporter: Reporter) -> None:
         return
     lengths = [multiple * task.train_length for multiple in task.multiples]
     with reporter.step("baselines") as progress:
-        losses = {}
+        values = {}
         for index, length in enumerate(lengths):
-            losses[str(length)] = {name: float(loss) for name, loss in task.baselines("test", length).items()}
+            values[str(length)] = _baseline_values(task, length)
             progress(index + 1, len(lengths))
-    write_json(file, {"train_length": task.train_length, "losses": losses})
+    write_json(file, {"train_length": task.train_length, "values": values})
+
+
+def _baseline_values(task: Any, length: int) -> dict[str, dict[str, float]]:
+    known = {"loss", *(metric.name for metric in task.metrics)}
+    rows = {name: dict(values) for name, values in task.baselines("test", length).items()}
+    for name, values in rows.items():
+        if foreign := set(values) - known:
+            raise RuntimeError(f"the baseline {name!r} of {task.name} has {sorted(foreign)}; known: {sorted(known)}")
+    return {name: {k: float(v) for k, v in values.items() if math.isfinite(v)} for name, values in rows.items()}
 
 
 def check_same_tokens(run: Run) -> None:
-    """Losses are comparable only over the same tokens: every model must have scored as many at each length."""
+    """Results are comparable only over the same tokens or examples: every model must have scored as many of them."""
     counts: dict[str, set[int]] = {}
     for encoding in run.settings.encodings:
         for seed in run.settings.seeds:
@@ -201,4 +258,4 @@ def check_same_tokens(run: Run) -> None:
                     counts.setdefault(length, set()).add(cell["count"])
     unequal = {length: sorted(found) for length, found in counts.items() if len(found) > 1}
     if unequal:
-        raise RuntimeError(f"models were scored on different numbers of tokens: {unequal}; the task is at fault")
+        raise RuntimeError(f"models were scored on different numbers of things: {unequal}; the task is at fault")

@@ -10,8 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.transforms import blended_transform_factory
 
 from relpos.lab.results import Learned, Results, position_curve
+from relpos.tasks import Metric
 
 # Okabe and Ito's palette without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
@@ -55,31 +57,63 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.where(count > 0, np.nansum(windows, -1) / np.maximum(count, 1), np.nan)
 
 
-def loss_by_length(results: Results) -> Figure:
-    """Test loss against context length, both on a logarithmic scale; bars are the spread over seeds."""
+def by_length(results: Results, metric: Metric) -> Figure:
+    """A metric against the context length, which is on a logarithmic scale, as is a loss; bars: spread over seeds."""
     figure, axes = _figure(6.0, 4.6)
+    lowest = np.inf
     for index, row in enumerate(results.rows):
-        points = [(n, row.losses[n]) for n in results.lengths if row.losses[n].mean is not None]
-        if points:
-            axes.errorbar(
-                [n for n, _ in points],
-                [loss.mean or 0.0 for _, loss in points],
-                yerr=[loss.spread or 0.0 for _, loss in points],
-                label=row.encoding,
-                capsize=3,
-                linewidth=1.8,
-                markersize=5,
-                **look(index),
-            )
-    _baseline(axes, results, results.lengths[-1])
+        values = row.values[metric.name]
+        points = [(n, values[n], values[n].mean) for n in results.lengths]
+        known = [(n, value, mean) for n, value, mean in points if mean is not None]
+        if not known:
+            continue
+        axes.errorbar(
+            [n for n, _, _ in known],
+            [metric.scale * mean for _, _, mean in known],
+            yerr=[metric.scale * (value.spread or 0.0) for _, value, _ in known],
+            label=row.encoding,
+            capsize=3,
+            linewidth=1.8,
+            markersize=5,
+            **look(index),
+        )
+        lowest = min(lowest, *(mean for _, _, mean in known))
+    _baseline(axes, results, metric, results.lengths[-1])
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(results.lengths)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-    _plain_log_ticks(axes)
+    if not metric.higher_is_better and 0 < lowest < np.inf:
+        axes.set_yscale("log")
+        _plain_log_ticks(axes)
     axes.set_xlabel("context length at evaluation (tokens)")
-    axes.set_ylabel("test loss (nats a token)")
+    axes.set_ylabel(_label(metric, "test "))
+    _legend(figure, axes)
+    return figure
+
+
+def by_contestant(results: Results, metric: Metric) -> Figure:
+    """A metric at the one length there is: a line of the page a contestant, a dot a seed, a bar across at the mean."""
+    figure, axes = _figure(6.0, 1.3 + 0.36 * len(results.rows))
+    right = blended_transform_factory(axes.transAxes, axes.transData)
+    for index, row in enumerate(results.rows):
+        value = row.values[metric.name][results.train_length]
+        if value.mean is None:
+            why = value.refused or ""
+            axes.text(0.02, index, why, transform=right, va="center", color=GREY, fontsize=8, clip_on=True)
+            continue
+        mean, style = metric.scale * value.mean, look(index)
+        axes.plot([mean, mean], [index - 0.3, index + 0.3], color=style["color"], linewidth=2.5)
+        dots = [metric.scale * each for each in value.seeds]
+        axes.plot(dots, [index] * len(dots), marker=style["marker"], linestyle="none", markersize=7, alpha=0.55,
+                  color=style["color"], markeredgewidth=0)  # fmt: skip
+        axes.text(1.02, index, metric.text(value.mean), transform=right, va="center", fontsize=9, color=style["color"])
+    _baseline(axes, results, metric, results.train_length, upright=True)
+    axes.set_yticks(range(len(results.rows)), [row.encoding for row in results.rows])
+    axes.set_ylim(len(results.rows) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(_label(metric, "test "))
     _legend(figure, axes)
     return figure
 
@@ -91,7 +125,7 @@ def training_curves(results: Results) -> Figure:
     for index, row in enumerate(results.rows):
         style = look(index)
         shortest = min((len(log) for log in row.logs), default=0)
-        if not shortest or row.losses[results.train_length].mean is None:
+        if not shortest or row.diverged:
             continue
         losses = np.array([[np.nan if e["loss"] is None else e["loss"] for e in log[:shortest]] for log in row.logs])
         steps = np.array([entry["step"] for entry in row.logs[0][:shortest]])
@@ -104,24 +138,24 @@ def training_curves(results: Results) -> Figure:
         axes.plot(at[:common], means, color=style["color"], marker=style["marker"], linestyle="none", markersize=5)
         lowest = min(lowest, np.nanmin(curve), means.min(initial=np.inf))
         highest = max(highest, np.nanquantile(curve, 0.98))
-    _baseline(axes, results, results.train_length)
+    _baseline(axes, results, results.loss, results.train_length)
     if np.isfinite(lowest):
         axes.set_ylim(0.97 * lowest, 1.02 * highest)
     axes.set_xlabel("training step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel(_label(results.loss))
     _legend(figure, axes)
     return figure
 
 
-def loss_by_position(results: Results) -> Figure:
-    """Smoothed loss against the position in the longest context; the training length is marked."""
+def loss_by_position(results: Results) -> Figure | None:
+    """Smoothed loss against the position in the longest context, the training length marked; None without positions."""
+    curves = [(index, row, position_curve(row)) for index, row in enumerate(results.rows)]
+    known = [(index, row, curve) for index, row, curve in curves if curve is not None]
+    if not known:
+        return None
     figure, axes = _figure(11.0, 4.2)
     drawn = []
-    for index, row in enumerate(results.rows):
-        usable = [n for n in results.lengths if row.losses[n].mean is not None]
-        curve = position_curve(row, usable[-1]) if usable else None
-        if curve is None:
-            continue
+    for index, row, curve in known:
         style = look(index)
         smoothed = smooth(curve, max(1, results.train_length // 2))
         drawn.append(smoothed)
@@ -142,11 +176,11 @@ def loss_by_position(results: Results) -> Figure:
         color=GREY,
         fontsize=9,
     )
-    if drawn and np.nanmax(np.concatenate(drawn)) > 3 * np.nanmin(np.concatenate(drawn)):
+    if np.nanmax(np.concatenate(drawn)) > 3 * np.nanmin(np.concatenate(drawn)):
         axes.set_yscale("log")
         _plain_log_ticks(axes)
     axes.set_xlabel("position in the context (tokens before the predicted one)")
-    axes.set_ylabel("test loss (nats a token)")
+    axes.set_ylabel(_label(results.loss, "test "))
     _legend(figure, axes)
     return figure
 
@@ -233,11 +267,17 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _baseline(axes: Axes, results: Results, length: int) -> None:
+def _label(metric: Metric, before: str = "") -> str:
+    return f"{before}{metric.title}" + (f" ({metric.unit})" if metric.unit else "")
+
+
+def _baseline(axes: Axes, results: Results, metric: Metric, length: int, upright: bool = False) -> None:
     """The strongest trivial predictor as a dashed line."""
-    best = results.best_baseline(length)
+    best = results.best_baseline(metric, length)
     if best is not None:
-        axes.axhline(best[1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=f"baseline: {best[0]}")
+        line = axes.axvline if upright else axes.axhline
+        at, label = metric.scale * best[1], f"baseline: {best[0]}"
+        line(at, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=label)
 
 
 def _plain_log_ticks(axes: Axes) -> None:
@@ -266,5 +306,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: pair[1].startswith("baseline"))
     if pairs:
-        columns = max(2, round(figure.get_figwidth() / 1.6))
+        inches = max(1.4, 0.75 + 0.075 * max(len(label) for label in labels))  # of a label and its line, about
+        columns = max(1, int(figure.get_figwidth() / inches))
         figure.legend(*zip(*pairs, strict=True), loc="outside lower center", ncols=columns, fontsize=9)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from relpos.lab import plots
 from relpos.lab.checkpoint import write_atomic
 from relpos.lab.errors import RunDirectoryError
-from relpos.lab.results import REMEASURE, Loss, Results, Row, collect, learned_lags, spread_name
+from relpos.lab.results import REMEASURE, Results, Row, Value, collect, learned_lags, spread_name
 from relpos.lab.run import Run
+from relpos.tasks import Metric
 
+SVG = "image/svg+xml"
 KINDS = {
     ".png": "image/png",
-    ".svg": "image/svg+xml",
+    ".svg": SVG,
     ".mid": "audio/midi",
     ".midi": "audio/midi",
     ".txt": "text/plain",
@@ -38,63 +43,86 @@ def write_report(run: Run) -> Path:
 def write_markdown(run: Run, path: Path) -> Path:
     """The run as a markdown page with its figures as PNG in a folder beside it (PATH without suffix)."""
     results = collect(run)
-    figures = {name: plots.png(figure) for name, figure in _figures(results).items()}
-    for name, data in figures.items():
-        write_atomic(path.parent / path.stem / f"{name}.png", data)
-    page = (
-        _templates()
-        .get_template("report.md")
-        .render({**_facts(results), "table": markdown_table(results), "folder": path.stem, "figures": list(figures)})
-    )
+    figures = _figures(results)
+    for each in figures:
+        write_atomic(path.parent / path.stem / f"{each.name}.png", plots.png(each.figure))
+    facts = {**_facts(results), "table": markdown_table(results), "folder": path.stem, "figures": figures}
+    page = _templates().get_template("report.md").render(facts)
     write_atomic(path, page.encode())
     return path
 
 
 def headline(results: Results) -> str:
-    """The result in a few sentences, from the numbers alone; encodings within each other's spread share a place."""
-    longest, short = results.lengths[-1], results.train_length
-    if not results.best(longest):
-        return f"No encoding could be evaluated at {longest} tokens."
-    times = f"{longest / short:g} times the training length ({longest} tokens)"
-    first = results.best(longest)[0].losses[longest]
-    text = f"At {times}, {_leaders(results, longest)} best: {cell_text(first)} nats a token"
-    baseline = results.best_baseline(longest)
-    if baseline is not None and first.mean is not None:
-        way = "below" if first.mean < baseline[1] else "above"
-        text += f", {abs(baseline[1] - first.mean):.2f} {way} the best trivial predictor ({baseline[0]})"
+    """The result in a few sentences, from the numbers alone; contestants within each other's spread share a place."""
+    metric, longest, short = results.metrics[0], results.lengths[-1], results.train_length
+    if not results.ranked(metric, longest):
+        return f"No contestant could be evaluated at {longest} tokens." + _diverged(results)
+    place = f"At {longest / short:g} times the training length ({longest} tokens), " if longest != short else ""
+    text = f"{place}{_leaders(results, metric, longest)} best: {metric.title} {_first(results, metric, longest)}"
+    text += f" {metric.unit}".rstrip()
+    best, baseline = results.ranked(metric, longest)[0], results.best_baseline(metric, longest)
+    mean = best.values[metric.name][longest].mean
+    if baseline is not None and mean is not None:
+        way = "above" if mean > baseline[1] else "below"
+        text += f", {metric.text(abs(mean - baseline[1]))} {way} the best trivial predictor ({baseline[0]})"
     text += "."
-    if longest == short or not results.best(short):
-        return text
-    near = results.tied(short)
-    if near[0] is results.best(longest)[0] and len(near) == len(results.tied(longest)) == 1:
-        text += f" So it does at the training length ({short} tokens: {cell_text(near[0].losses[short])})."
+    if longest != short and results.ranked(metric, short):
+        text += _with_length(results, metric)
+    return text + _diverged(results)
+
+
+def _with_length(results: Results, metric: Metric) -> str:
+    """What the contestants do at the training length, and who loses most beyond it."""
+    short, longest = results.train_length, results.lengths[-1]
+    near, far = results.tied(metric, short), results.tied(metric, longest)
+    if near[0] is far[0] and len(near) == len(far) == 1:
+        text = f" So it is at the training length ({short} tokens: {_first(results, metric, short)})."
     else:
-        text += f" At the training length ({short} tokens) {_leaders(results, short)} best"
-        text += f" ({cell_text(near[0].losses[short])})."
-    changes = [(_change(row, short, longest), row.encoding) for row in results.best(longest)]
-    worst = max(changes)
-    if worst[0] > 0.05:
-        text += f" {worst[1]} loses most with length: {worst[0]:+.2f} from {short} to {longest} tokens."
+        text = f" At the training length ({short} tokens) {_leaders(results, metric, short)} best"
+        text += f" ({_first(results, metric, short)})."
+    pairs = [(row, row.values[metric.name][short].mean, row.values[metric.name][longest].mean) for row in results.rows]
+    known = [(row, a, b) for row, a, b in pairs if a is not None and b is not None]
+    row, a, b = min(known, key=lambda each: metric.gain(each[2], each[1]))
+    if metric.gain(b, a) < -0.05 * abs(a):
+        change = metric.text(b - a, sign=True)
+        text += f" {row.encoding} loses most with length: {change} from {short} to {longest} tokens."
     return text
 
 
-def _change(row: Row, short: int, long: int) -> float:
-    return (row.losses[long].mean or 0.0) - (row.losses[short].mean or 0.0)
+def _first(results: Results, metric: Metric, length: int) -> str:
+    return cell_text(metric, results.ranked(metric, length)[0].values[metric.name][length])
 
 
-def _leaders(results: Results, length: int) -> str:
-    """The best encoding with its verb, or all that share the first place."""
-    names = [row.encoding for row in results.tied(length)]
-    if len(names) == 1:
-        return f"{names[0]} predicts"
-    return f"{', '.join(names[:-1])} and {names[-1]} (equal within their spread) predict"
+def _leaders(results: Results, metric: Metric, length: int) -> str:
+    """The best contestant with its verb, or all that share the first place."""
+    names = [row.encoding for row in results.tied(metric, length)]
+    return f"{names[0]} is" if len(names) == 1 else f"{_list(names)} (equal within their spread) are"
 
 
-def cell_text(loss: Loss) -> str:
+def _list(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _diverged(results: Results) -> str:
+    names = [row.encoding for row in results.rows if row.diverged]
+    return f" {_list(names)} diverged in training." if names else ""
+
+
+def cell_text(metric: Metric, value: Value) -> str:
     """`1.234 ± 0.005`, or a dash where there is no number."""
-    if loss.mean is None:
+    if value.mean is None:
         return "-"
-    return f"{loss.mean:.3f}" + (f" ± {loss.spread:.3f}" if loss.spread is not None else "")
+    return metric.text(value.mean) + (f" ± {metric.text(value.spread)}" if value.spread is not None else "")
+
+
+def measured(results: Results) -> str:
+    """What the numbers of a table are: `Accuracy: %, higher is better. Loss: nats an example, lower is better.`"""
+    parts = []
+    for metric in results.metrics:
+        unit = f"{metric.unit}, " if metric.unit else ""
+        way = "higher" if metric.higher_is_better else "lower"
+        parts.append(f"{metric.title[:1].upper()}{metric.title[1:]}: {unit}{way} is better.")
+    return " ".join(parts)
 
 
 def plain_text(value: object) -> str:
@@ -109,70 +137,118 @@ def plain_text(value: object) -> str:
     return str(value)
 
 
+def _columns(results: Results) -> list[tuple[Metric, int]]:
+    """What a table shows: every metric at every length."""
+    return [(metric, length) for metric in results.metrics for length in results.lengths]
+
+
 def csv_table(results: Results) -> str:
-    """One line an encoding and baseline, numbers in full; empty where there is none."""
+    """One line a contestant and baseline, numbers in full and unscaled; empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [name for n in results.lengths for name in (f"loss_{n}", f"spread_{n}", f"refused_{n}")]
+    columns = _columns(results)
+    heads = [each for m, n in columns for each in (f"{m.name}_{n}", f"{m.name}_spread_{n}")]
+    refused = [f"refused_{n}" for n in results.lengths]
     tail = ["parameters", "encoding_parameters", "tokens_per_second", "peak_bytes", "learning_rate", "seeds"]
-    writer.writerow(["name", "kind", *columns, *tail])
+    writer.writerow(["name", "kind", *heads, *refused, *tail])
     for row in results.rows:
-        cells = [value for n in results.lengths for value in _csv_cells(row.losses[n])]
+        values = [row.values[m.name][n] for m, n in columns]
+        cells = [each for value in values for each in (value.mean, value.spread)]
+        reasons = [row.values[results.loss.name][n].refused for n in results.lengths]
         tail_cells = [row.parameters, row.own_parameters, row.speed, row.peak_bytes, row.rate, len(row.records)]
-        writer.writerow([row.encoding, "encoding", *cells, *tail_cells])
-    for name, losses in results.baselines.items():
-        cells = [value for n in results.lengths for value in (losses.get(n, ""), "", "")]
-        writer.writerow([name, "baseline", *cells, *[""] * len(tail)])
+        writer.writerow([row.encoding, "encoding", *cells, *reasons, *tail_cells])
+    for name, known in results.baselines.items():
+        cells = [each for m, n in columns for each in (known.get(m.name, {}).get(n), None)]
+        writer.writerow([name, "baseline", *cells, *[None] * (len(refused) + len(tail))])
     return buffer.getvalue()
-
-
-def _csv_cells(loss: Loss) -> tuple[object, object, object]:
-    return ("" if loss.mean is None else loss.mean, "" if loss.spread is None else loss.spread, loss.refused or "")
 
 
 def markdown_table(results: Results) -> str:
     """The table of the report in markdown."""
-    heads = [f"loss at {n} ({n / results.train_length:g}x)" for n in results.lengths]
+    columns = _columns(results)
+    several = len(results.lengths) > 1
+    heads = [f"{m.title} at {n} ({n / results.train_length:g}x)" if several else m.title for m, n in columns]
     heads += ["parameters (encoding)", "tokens/s", "step memory (MiB)"]
     lines = ["| encoding | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    best = {n: {row.encoding for row in results.tied(n)} if results.best(n) else set() for n in results.lengths}
     for row in results.rows:
-        cells = [
-            f"**{cell_text(row.losses[n])}**" if row.encoding in best[n] else _refusable(row.losses[n])
-            for n in results.lengths
-        ]
+        cells = [_markdown_cell(results, row, m, n) for m, n in columns]
         cells += [f"{row.parameters:,} ({row.own_parameters:,})", _speed(row), f"{row.peak_bytes / 2**20:.1f}"]
         lines.append(f"| {row.encoding} | " + " | ".join(cells) + " |")
-    for name, losses in results.baselines.items():
-        cells = [f"{losses[n]:.3f}" if n in losses else "-" for n in results.lengths]
+    for name in results.baselines:
+        cells = [_baseline_text(results, name, m, n) for m, n in columns]
         lines.append(f"| *{name}* (baseline) | " + " | ".join(cells) + " | | | |")
     return "\n".join(lines) + "\n"
 
 
-def _refusable(loss: Loss) -> str:
-    return cell_text(loss) if loss.refused is None else f"cannot: {loss.refused}".replace("|", "/").replace("\n", " ")
+def _markdown_cell(results: Results, row: Row, metric: Metric, length: int) -> str:
+    value = row.values[metric.name][length]
+    if value.refused is not None:
+        return value.refused.replace("|", "/").replace("\n", " ")
+    text = cell_text(metric, value)
+    return f"**{text}**" if row in results.tied(metric, length) else text
+
+
+def _baseline_text(results: Results, name: str, metric: Metric, length: int) -> str:
+    value = results.baselines[name].get(metric.name, {}).get(length)
+    return "-" if value is None else metric.text(value)
 
 
 def _speed(row: Row) -> str:
     return f"{row.speed:,.0f}" if row.speed else "-"
 
 
+def _breakable(label: str) -> Markup:
+    """A label as HTML that may be broken before its brackets and after its commas."""
+    return Markup(str(escape(label)).replace("[", "<wbr>[").replace(",", ",<wbr>"))
+
+
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("relpos.lab"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
 
 
-def _figures(results: Results) -> dict[str, Any]:
-    return {
-        "loss-by-length": plots.loss_by_length(results),
-        "loss-by-position": plots.loss_by_position(results),
-        "training": plots.training_curves(results),
-    }
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with what is written over and under it; wide: across the whole page."""
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+    wide: bool = False
+
+
+def _figures(results: Results) -> list[Drawn]:
+    """Each metric by length, or by contestant where there is one length; training; the loss by position."""
+    spread = spread_name(len(results.run.settings.seeds))
+    drawn = []
+    for metric in results.metrics:
+        title = f"{metric.title[:1].upper()}{metric.title[1:]}"
+        if len(results.lengths) > 1:
+            axes = "Length logarithmic" if metric.higher_is_better else "Both axes logarithmic"
+            figure, title = plots.by_length(results, metric), f"{title} against context length"
+            drawn.append(Drawn(f"{metric.name}-by-length", figure, title, f"{axes}; bars: {spread}."))
+        else:
+            caption = "A dot a seed, an upright bar at their mean, which is written at the right."
+            figure = plots.by_contestant(results, metric)
+            drawn.append(Drawn(f"{metric.name}-by-contestant", figure, f"{title}, seed by seed", caption))
+    caption = "Lines: training loss, smoothed, mean over seeds. Markers: validation loss."
+    drawn.append(Drawn("training", plots.training_curves(results), "Training", caption))
+    positions = plots.loss_by_position(results)
+    if positions is not None:
+        caption = (
+            "At the longest length each contestant can take; moving mean over half the training length and mean over "
+            "seeds."
+        )
+        drawn.append(Drawn("loss-by-position", positions, "Loss against position in the context", caption, wide=True))
+    return drawn
 
 
 def _facts(results: Results) -> dict[str, Any]:
@@ -181,6 +257,7 @@ def _facts(results: Results) -> dict[str, Any]:
     return {
         "title": run.config.get("title", run.settings.task),
         "headline": headline(results),
+        "measured": measured(results),
         "settings": run.settings.as_dict(),
         "steps": run.steps,
         "spread": spread_name(len(run.settings.seeds)),
@@ -196,15 +273,23 @@ def _facts(results: Results) -> dict[str, Any]:
 
 
 def _page(results: Results) -> dict[str, Any]:
-    figures = {name: plots.data_uri(plots.svg(figure), "image/svg+xml") for name, figure in _figures(results).items()}
+    figures = [
+        {"title": e.title, "caption": e.caption, "wide": e.wide, "uri": plots.data_uri(plots.svg(e.figure), SVG)}
+        for e in _figures(results)
+    ]
+    several = len(results.lengths) > 1
     shared, samples = _samples(results)
     return {
         **_facts(results),
         "figures": figures,
+        "columns": [
+            {"title": m.title, "length": f"at {n}, {n / results.train_length:g}x training length" if several else ""}
+            for m, n in _columns(results)
+        ],
         "rows": [_row(results, row, index) for index, row in enumerate(results.rows)],
         "baselines": [
-            {"name": name, "cells": [f"{losses[n]:.3f}" if n in losses else "-" for n in results.lengths]}
-            for name, losses in results.baselines.items()
+            {"name": name, "cells": [_baseline_text(results, name, m, n) for m, n in _columns(results)]}
+            for name in results.baselines
         ],
         "lag_pictures": [_lag_picture(results, row, index) for index, row in enumerate(results.rows)],
         "shared_samples": shared,
@@ -213,14 +298,10 @@ def _page(results: Results) -> dict[str, Any]:
 
 
 def _row(results: Results, row: Row, index: int) -> dict[str, Any]:
-    best = {n: row in results.tied(n) if results.best(n) else False for n in results.lengths}
     return {
         "name": row.encoding,
         "colour": plots.look(index)["color"],
-        "cells": [
-            {"text": cell_text(row.losses[n]), "refused": row.losses[n].refused, "best": best[n]}
-            for n in results.lengths
-        ],
+        "cells": _cells(results, row),
         "parameters": f"{row.parameters:,}",
         "own": f"{row.own_parameters:,}",
         "speed": _speed(row),
@@ -229,19 +310,34 @@ def _row(results: Results, row: Row, index: int) -> dict[str, Any]:
     }
 
 
+def _cells(results: Results, row: Row) -> list[dict[str, Any]]:
+    """The row's cells; a reason why there is no number is said once and spans the columns that it holds for."""
+    cells: list[dict[str, Any]] = []
+    for metric, length in _columns(results):
+        value = row.values[metric.name][length]
+        if value.refused is not None and cells and cells[-1]["refused"] == value.refused:
+            cells[-1]["span"] += 1
+            continue
+        best = value.mean is not None and row in results.tied(metric, length)
+        cells.append({"text": cell_text(metric, value), "refused": value.refused, "best": best, "span": 1})
+    return cells
+
+
 def _lag_picture(results: Results, row: Row, index: int) -> dict[str, Any]:
     pictures = learned_lags(results, row)
     figure = plots.lag_heatmap(pictures) if pictures else None
     note = ""
     if figure is None:
         refusals = [entry["refused"] for entry in row.records[0]["lags"] if "refused" in entry]
-        note = refusals[0] if refusals else "leaves every lag alone"
+        lost = row.records[0]["diverged"]
+        silent = "leaves every lag alone" if lost is None else f"diverged at step {lost}"
+        note = refusals[0] if refusals else silent
     else:
         note = pictures[0].meaning
     return {
         "name": row.encoding,
         "colour": plots.look(index)["color"],
-        "uri": plots.data_uri(plots.svg(figure), "image/svg+xml") if figure is not None else None,
+        "uri": plots.data_uri(plots.svg(figure), SVG) if figure is not None else None,
         "note": note,
     }
 
@@ -251,7 +347,7 @@ def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any
     loaded = []
     for row in results.rows:
         folder = results.run.model(row.encoding, row.records[0]["seed"])
-        loaded.append([_artifact(folder, each, row.encoding) for each in row.records[0]["samples"]])
+        loaded.append([_artifact(folder, each) for each in row.records[0]["samples"]])
     digests = [{item["digest"] for item in items} for items in loaded]
     common = set.intersection(*digests) if len(digests) > 1 else set()
     shared = [item for item in loaded[0] if item["digest"] in common]
@@ -267,7 +363,7 @@ def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return shared, groups
 
 
-def _artifact(folder: Path, entry: dict[str, str], encoding: str) -> dict[str, Any]:
+def _artifact(folder: Path, entry: dict[str, str]) -> dict[str, Any]:
     path = folder / entry["path"]
     try:
         data = path.read_bytes()
@@ -279,7 +375,7 @@ def _artifact(folder: Path, entry: dict[str, str], encoding: str) -> dict[str, A
         "title": entry["title"],
         "kind": entry["kind"],
         "uri": plots.data_uri(data, kind),
-        "file": f"{encoding}-{path.name}",
+        "file": f"{folder.name}-{path.name}",
         "text": text,
         "digest": hashlib.sha256(data).hexdigest(),
     }

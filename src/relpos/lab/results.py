@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,27 +16,28 @@ from relpos.lab.checkpoint import read_json
 from relpos.lab.errors import RunDirectoryError
 from relpos.lab.run import Run
 from relpos.lab.train import read_log
+from relpos.tasks import Metric
 
 REMEASURE = "delete the evaluation.json beside it and run the command that made the run again, to measure it anew"
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Mean over the seeds in nats a token, with its spread; `refused` says why there is none."""
+class Value:
+    """One metric of one contestant at one length: mean over the seeds, spread, each seed's; or why there is none."""
 
     mean: float | None
     spread: float | None
-    seeds: int
+    seeds: tuple[float, ...]
     refused: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One encoding: everything the table and the figures show of it."""
+    """One contestant: everything the table and the figures show of it; ``values[metric name][length]``."""
 
     encoding: str
     rate: float
-    losses: dict[int, Loss]
+    values: dict[str, dict[int, Value]]
     parameters: int
     own_parameters: int
     speed: float | None
@@ -43,15 +45,25 @@ class Row:
     records: tuple[dict[str, Any], ...]
     logs: tuple[list[dict[str, Any]], ...]
 
+    @property
+    def diverged(self) -> bool:
+        """True where the training of any seed ended in a loss that is no number."""
+        return any(record["diverged"] is not None for record in self.records)
+
 
 @dataclass(frozen=True)
 class Results:
-    """A run as numbers; lengths ascending, the training length first."""
+    """A run as numbers.
+
+    lengths: ascending, the training length first. metrics: the task's own, then the loss; a report opens with the
+    first. baselines: ``[name][metric name][length]``, where there is a value.
+    """
 
     run: Run
     rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]
     lengths: tuple[int, ...]
-    baselines: dict[str, dict[int, float]]
+    baselines: dict[str, dict[str, dict[int, float]]]
     rates: dict[str, Any]
     environment: dict[str, Any]
 
@@ -59,25 +71,38 @@ class Results:
     def train_length(self) -> int:
         return self.lengths[0]
 
-    def best(self, length: int) -> list[Row]:
-        """Rows with a loss at this length, best first."""
-        rows = [row for row in self.rows if row.losses[length].mean is not None]
-        return sorted(rows, key=lambda row: row.losses[length].mean or 0.0)
+    @property
+    def loss(self) -> Metric:
+        """The loss as a metric."""
+        return self.metrics[-1]
 
-    def tied(self, length: int) -> list[Row]:
+    def ranked(self, metric: Metric, length: int) -> list[Row]:
+        """Rows with a value at this length, best first."""
+        known = [(row.values[metric.name][length].mean, row) for row in self.rows]
+        pairs = [(metric.gain(mean, 0.0), row) for mean, row in known if mean is not None]
+        return [row for _, row in sorted(pairs, key=lambda pair: pair[0], reverse=True)]
+
+    def tied(self, metric: Metric, length: int) -> list[Row]:
         """The best row and all whose distance to it is within the two spreads together."""
-        ranked = self.best(length)
-        return [row for row in ranked if _within(ranked[0].losses[length], row.losses[length])]
+        ranked = self.ranked(metric, length)
+        values = [row.values[metric.name][length] for row in ranked]
+        return [row for row, value in zip(ranked, values, strict=True) if _within(metric, values[0], value)]
 
-    def best_baseline(self, length: int) -> tuple[str, float] | None:
+    def best_baseline(self, metric: Metric, length: int) -> tuple[str, float] | None:
         """The strongest trivial predictor."""
-        named = [(name, losses[length]) for name, losses in self.baselines.items() if length in losses]
-        return min(named, key=lambda pair: pair[1]) if named else None
+        every = {name: values.get(metric.name, {}) for name, values in self.baselines.items()}
+        named = [(name, values[length]) for name, values in every.items() if length in values]
+        return max(named, key=lambda pair: metric.gain(pair[1], 0.0)) if named else None
 
 
-def _within(best: Loss, other: Loss) -> bool:
+def shown(metrics: Iterable[Metric], unit: str) -> tuple[Metric, ...]:
+    """What is shown of every model: a task's metrics, then the loss in its unit."""
+    return (*metrics, Metric("loss", "loss", higher_is_better=False, unit=unit))
+
+
+def _within(metric: Metric, best: Value, other: Value) -> bool:
     assert best.mean is not None and other.mean is not None
-    return other.mean - best.mean <= (best.spread or 0.0) + (other.spread or 0.0)
+    return metric.gain(best.mean, other.mean) <= (best.spread or 0.0) + (other.spread or 0.0)
 
 
 def spread(values: list[float]) -> float | None:
@@ -115,15 +140,18 @@ def collect(run: Run) -> Results:
 
 def _collect(run: Run) -> Results:
     settings = run.settings
-    baselines = read_json(run.path / "baselines.json")
-    by_name: dict[str, dict[int, float]] = {}
-    for length, losses in baselines["losses"].items():
-        for name, loss in losses.items():
-            by_name.setdefault(name, {})[int(length)] = loss
-    lengths = tuple(sorted(int(length) for length in baselines["losses"]))
+    baselines = read_json(run.path / "baselines.json")["values"]
+    by_name: dict[str, dict[str, dict[int, float]]] = {}
+    for length, rows in baselines.items():
+        for name, values in rows.items():
+            for metric, value in values.items():
+                by_name.setdefault(name, {}).setdefault(metric, {})[int(length)] = value
+    lengths = tuple(sorted(int(length) for length in baselines))
+    metrics = shown((Metric(**each) for each in run.config["metrics"]), run.config["unit"])
     return Results(
         run=run,
-        rows=tuple(_row(run, encoding, lengths) for encoding in settings.encodings),
+        rows=tuple(_row(run, encoding, metrics, lengths) for encoding in settings.encodings),
+        metrics=metrics,
         lengths=lengths,
         baselines=by_name,
         rates=read_json(run.path / "rates.json"),
@@ -131,14 +159,14 @@ def _collect(run: Run) -> Results:
     )
 
 
-def _row(run: Run, encoding: str, lengths: tuple[int, ...]) -> Row:
+def _row(run: Run, encoding: str, metrics: tuple[Metric, ...], lengths: tuple[int, ...]) -> Row:
     folders = [run.model(encoding, seed) for seed in run.settings.seeds]
     records = tuple(read_record(folder) for folder in folders)
     speeds = [record["tokens_per_second"] for record in records if record["tokens_per_second"]]
     return Row(
         encoding=encoding,
         rate=records[0]["rate"],
-        losses={length: _loss(records, length) for length in lengths},
+        values={metric.name: {length: _value(records, metric, length) for length in lengths} for metric in metrics},
         parameters=records[0]["parameters"]["total"],
         own_parameters=records[0]["parameters"]["encoding"],
         speed=statistics.median(speeds) if speeds else None,
@@ -148,23 +176,24 @@ def _row(run: Run, encoding: str, lengths: tuple[int, ...]) -> Row:
     )
 
 
-def _loss(records: tuple[dict[str, Any], ...], length: int) -> Loss:
+def _value(records: tuple[dict[str, Any], ...], metric: Metric, length: int) -> Value:
     """One seed that diverged or was refused spoils the cell: a mean over the lucky ones would flatter."""
     for record in records:
         if record["diverged"] is not None:
-            return Loss(None, None, 0, f"seed {record['seed']} diverged at step {record['diverged']}")
+            return Value(None, None, (), f"seed {record['seed']} diverged at step {record['diverged']}")
         if "refused" in record["lengths"][str(length)]:
-            return Loss(None, None, 0, record["lengths"][str(length)]["refused"])
-    values = [record["lengths"][str(length)]["loss"] for record in records]
-    return Loss(statistics.fmean(values), spread(values), len(values))
+            return Value(None, None, (), record["lengths"][str(length)]["refused"])
+    values = [record["lengths"][str(length)]["values"][metric.name] for record in records]
+    return Value(statistics.fmean(values), spread(values), tuple(values))
 
 
-def position_curve(row: Row, length: int) -> np.ndarray | None:
-    """Loss by position at this length, mean over the seeds; None where it was refused."""
-    if row.losses[length].mean is None:
+def position_curve(row: Row) -> np.ndarray | None:
+    """Loss by position at the longest length that the row has, mean over the seeds; None where there is none."""
+    usable = [length for length, value in row.values["loss"].items() if value.mean is not None]
+    if not usable:
         return None
-    curves = [record["lengths"][str(length)]["by_position"] for record in row.records]
-    return np.nanmean(np.array(curves, dtype=np.float64), axis=0) if curves else None
+    curves = [record["lengths"][str(max(usable))]["by_position"] for record in row.records]
+    return None if None in curves else np.nanmean(np.array(curves, dtype=np.float64), axis=0)
 
 
 @dataclass(frozen=True)

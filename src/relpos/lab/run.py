@@ -1,10 +1,10 @@
 """A run directory: who owns it, what it holds, and whether it may be gone on with.
 
-config.json       settings, the steps they came to, the description of the data      (written once, first)
+config.json       settings, steps they came to, the task's unit and metrics, its data   (written once, first)
 environment.json  git state, versions, machine
 rates.json        the learning rate of each encoding and how it was chosen
-baselines.json    losses of trivial predictors on the scored tokens
-<encoding>-seed<k>/   metrics.jsonl, checkpoint.safetensors, evaluation.json, lags.npz, samples/
+baselines.json    losses and metrics of trivial predictors, on what the models are scored on
+<label>-seed<k>/  metrics.jsonl, checkpoint.safetensors, evaluation.json, lags.npz, samples/
 report.html, table.csv, table.md
 """
 
@@ -17,9 +17,10 @@ from typing import Any, TextIO
 
 from relpos.lab.checkpoint import read_json, write_json
 from relpos.lab.errors import LabError, RunDirectoryError
+from relpos.lab.labels import slug
 from relpos.lab.settings import Settings
 
-FORMAT = "relpos-run-1"
+FORMAT = "relpos-run-2"
 LOCK = ".relpos-run.lock"
 
 
@@ -39,7 +40,7 @@ class Run:
 
     def model(self, encoding: str, seed: int) -> Path:
         """The folder of one trained model."""
-        return self.path / f"{encoding}-seed{seed}"
+        return self.path / f"{slug(encoding)}-seed{seed}"
 
     def close(self) -> None:
         """Let another process work on this directory."""

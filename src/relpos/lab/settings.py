@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from relpos.lab import labels
 from relpos.lab.errors import LabError, unknown
 
 
@@ -13,6 +14,8 @@ from relpos.lab.errors import LabError, unknown
 class Settings:
     """All that decides the outcome of a run; a rerun with equal settings resumes, with others it is refused.
 
+    encodings: labels, that is names with options of the network in brackets where a contestant has its own.
+    model: options of every network, under those of the label. task_options: what the task is made with.
     rates: learning rates to choose from. With more than one, every encoding takes the same short sweep
     (`sweep_steps` steps each, first seed, judged on the validation split) before its real training.
     threads: of each training, which sums depend on; several models are trained side by side instead.
@@ -33,6 +36,7 @@ class Settings:
     validations: int = 4
     threads: int = 1
     model: dict[str, object] = field(default_factory=dict)
+    task_options: dict[str, object] = field(default_factory=dict)
     preset: str = "demo"
 
     def __post_init__(self) -> None:
@@ -42,6 +46,11 @@ class Settings:
                 raise LabError(f"{name} is empty; give at least one")
             if len(set(values)) != len(values):
                 raise LabError(f"{name} lists something twice: {', '.join(map(str, values))}; give each once")
+        contestants = [labels.read(label) for label in self.encodings]
+        for index, one in enumerate(contestants):
+            for other in contestants[:index]:
+                if (one.encoding, one.options) == (other.encoding, other.options):
+                    raise LabError(f"encodings lists one twice: {other.label} and {one.label}; give each once")
         for name in ("steps", "batch", "clip", "validations", "threads"):
             if getattr(self, name) <= 0:
                 raise LabError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -51,6 +60,11 @@ class Settings:
             raise LabError(f"rates are {self.rates}; learning rates must be above 0")
         if len(self.rates) > 1 and self.sweep_steps <= 0:
             raise LabError("several learning rates need sweep_steps above 0, so that one can be chosen")
+
+    def network(self, label: str) -> tuple[str, dict[str, object]]:
+        """The encoding of a contestant, and the options of its network: the run's with its own over them."""
+        contestant = labels.read(label)
+        return contestant.encoding, labels.merged(self.model, contestant.options)
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON types, in the order of the fields."""
@@ -68,7 +82,7 @@ class Settings:
 
 DEMO_ENCODINGS = ("nope", "sinusoidal", "rope", "alibi", "t5", "shaw")
 
-# Sizes are for one thread a model. A task may have better ones: its attribute `presets`, by preset name.
+# Sizes are for one thread a model. A task may have better ones, and presets of other names: its attribute `presets`.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "seeds": (0, 1),
@@ -101,16 +115,18 @@ def preset(
 ) -> Settings:
     """Settings of a named preset, with a task's own sizes over it and the given changes over both.
 
+    A preset that only the task knows is filled up from "results".
     None among the changes means "as the preset has it"; `model` is merged key by key. Steps given without a budget
     are kept, whatever time they take; one rate given needs no sweep.
     """
-    if name not in PRESETS:
-        raise unknown("preset", name, tuple(PRESETS))
-    values: dict[str, Any] = {**PRESETS[name], **(sizes or {}).get(name, {})}
+    own = sizes or {}
+    if name not in PRESETS and name not in own:
+        raise unknown("preset", name, tuple(dict.fromkeys((*PRESETS, *own))))
+    values: dict[str, Any] = {**PRESETS.get(name, PRESETS["results"]), **own.get(name, {})}
     given = {key: value for key, value in changes.items() if value is not None}
     if "steps" in given and "budget" not in given:
         values["budget"] = None
-    given["model"] = {**values["model"], **given.get("model", {})}
+    given["model"] = labels.merged(values["model"], given.get("model", {}))
     values |= given
     if len(values["rates"]) == 1:
         values["sweep_steps"] = 0

@@ -104,6 +104,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def build(task: Any, settings: Settings, encoding: str) -> nn.Module:
+    """The fresh network of one contestant."""
+    name, options = settings.network(encoding)
+    model: nn.Module = task.model(name, **options)
+    return model
+
+
 def train_model(
     task: Any,
     settings: Settings,
@@ -117,12 +124,13 @@ def train_model(
 ) -> Trained:
     """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.
 
+    encoding: a label of the settings.
     Ctrl-C saves a checkpoint between two steps and raises KeyboardInterrupt.
     save_every: seconds between checkpoints (has no influence on the weights).
     """
     device = fabric()
     torch.manual_seed(seed)
-    network = task.model(encoding, **settings.model)
+    network = build(task, settings, encoding)
     optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=rate, betas=(0.9, 0.98))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
@@ -138,11 +146,7 @@ def train_model(
             saved, first = time.monotonic(), state["step"]
             while state["step"] < steps and state["diverged"] is None:
                 line = _step(device, task, settings, wrapped, prepared, state["step"], steps, seed, rate)
-                state["step"] += 1
-                if line["loss"] is None:
-                    state["diverged"] = state["step"]
-                if state["step"] - first <= UNTIMED:
-                    line["seconds"] = None
+                _count(line, state, untimed=state["step"] - first < UNTIMED)
                 if _validates(state["step"], steps, settings.validations) and state["diverged"] is None:
                     line["validation"] = validation_loss(task, network)
                 log.write(line)
@@ -183,9 +187,18 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - begin
-    tokens = batch.numel()
+    tokens = (batch[0] if isinstance(batch, tuple) else batch).numel()
     line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
     return {**line, "seconds": seconds, "tokens": tokens}
+
+
+def _count(line: dict[str, Any], state: dict[str, Any], untimed: bool) -> None:
+    """Moves the state on by the step that the line tells of."""
+    state["step"] += 1
+    if line["loss"] is None:
+        state["diverged"] = state["step"]
+    if untimed:
+        line["seconds"] = None
 
 
 def _validates(step: int, steps: int, times: int) -> bool:
@@ -207,7 +220,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def validation_loss(task: Any, model: nn.Module) -> float | None:
-    """Nats per token on the validation split at the training length; None when it is not a number."""
+    """Loss on the validation split at the training length; None when it is not a number."""
     with evaluating(model):
         loss = float(task.evaluate(model, "validation", task.train_length).loss)
     return loss if math.isfinite(loss) else None

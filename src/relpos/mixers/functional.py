@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
 from relpos.kernels import choose
@@ -138,18 +138,14 @@ def _request(
     k_order: Tensor | None = None,
 ) -> Call:
     batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
-    encoding = _resolve(encoding, heads, dim, causal)
+    encoding = resolve(encoding, heads, dim, causal)
     grid = encoding is not None and Grid in encoding.takes and Index not in encoding.takes
     queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch, grid)
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch, grid)
     if encoding is not None:
         encoding.check_positions(queries, keys)
-        for tensor in (*encoding.parameters(), *encoding.buffers()):
-            if tensor.device != q.device:
-                raise ValueError(
-                    f"{type(encoding).__name__} is on {tensor.device} and q on {q.device}; use encoding.to(q.device)"
-                )
-    mask = _mask(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
+        check_device(encoding, q)
+    mask = mask_of(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     factor = score_factor(scale, encoding, dim)
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]
@@ -198,7 +194,18 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, 
     return batch, heads, n_q, k.shape[2], dim
 
 
-def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool) -> Encoding | None:
+def check_device(module: nn.Module, q: Tensor) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device != q.device:
+            raise ValueError(
+                f"{type(module).__name__} is on {tensor.device} and q on {q.device}; move it there with .to(q.device)"
+            )
+
+
+def resolve(
+    encoding: Encoding | str | None, heads: int, dim: int, causal: bool, mixer: str = "softmax"
+) -> Pairwise | Transform | None:
+    """The encoding that is meant, checked against the mixer; dim is the width that it will meet."""
     if isinstance(encoding, str):
         from relpos.encodings.registry import fitted
 
@@ -217,9 +224,9 @@ def _resolve(encoding: Encoding | str | None, heads: int, dim: int, causal: bool
         )
     if not isinstance(encoding, Pairwise | Transform):
         raise TypeError(f"encoding is a relpos Encoding, a name or None, got {type(encoding).__name__}")
-    if "softmax" not in encoding.mixers:
+    if mixer not in encoding.mixers:
         takes = " or ".join(encoding.mixers) or "none of the built-in mixers"
-        raise TypeError(f"{type(encoding).__name__} has no meaning in softmax attention; it works in {takes}")
+        raise TypeError(f"{type(encoding).__name__} has no meaning in {mixer} attention; it works in {takes}")
     if encoding.causal_only and not causal:
         raise ValueError(
             f"{type(encoding).__name__} is defined for keys at or before the query only; pass causal=True, or take a "
@@ -268,7 +275,7 @@ def _digest(term: Pairwise, content: Content, key_mask: Tensor | None, batch: in
     return term.digest(content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0))
 
 
-def _mask(
+def mask_of(
     batch: int,
     n_q: int,
     n_k: int,

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import Absolute, Encoding
-from relpos.encodings.registry import fitted
+from relpos.encodings.base import Absolute, Encoding, Transform
+from relpos.encodings.registry import entry, fitted
+from relpos.features import Features, named
 from relpos.mixers.functional import Window, attention, rate
+from relpos.mixers.kernel_stream import KernelStream
+from relpos.mixers.linear import linear_attention, unit, width_met
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
 
-MIXERS = ("softmax",)
+MIXERS = ("softmax", "kernelized")
 
 
 class SelfAttention(nn.Module):
@@ -26,7 +29,13 @@ class SelfAttention(nn.Module):
     encoding       an Encoding, a name (built with heads, dim, model_dim and causal filled in), or None
     encoding_options   further arguments for an encoding given by name, e.g. {"max_lag": 64}
     kv_heads       key and value heads, a divisor of heads (grouped-query attention); default heads
-    causal, window, dropout, scale, kernel   as in `relpos.attention`; dropout acts in training only
+    causal, window, dropout, scale, kernel   as in `relpos.attention`; dropout acts in training only, and there are no
+                   window, dropout and scale in kernelised attention
+    features       of mixer="kernelized": prf, orf, sphere, trf, elu1, relu, or an object of relpos.features; random
+                   ones are `feature_count` (default 16), drawn with torch's global generator
+    normalize      True: queries and keys of unit length, so that the logits are q.k / temperature (Luo et al. 2021), in
+                   either mixer; False: q.k / sqrt(head width); None: as the mixer's method has it
+    temperature    divides q.k in kernelised attention, and in softmax attention with normalize
     bias           whether the four projections have a bias
 
     An encoding given as an object is used as it is, so passing one object to several layers shares its parameters.
@@ -48,6 +57,10 @@ class SelfAttention(nn.Module):
         bias: bool = True,
         kernel: str = "auto",
         encoding_options: Mapping[str, Any] | None = None,
+        features: Features | str = "prf",
+        feature_count: int | None = None,
+        normalize: bool | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if mixer not in MIXERS:
@@ -61,16 +74,51 @@ class SelfAttention(nn.Module):
         self.dim, self.heads, self.kv_heads, self.mixer = dim, heads, kv_heads, mixer
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.causal, self.window, self.dropout, self.scale, self.kernel = causal, window, dropout, scale, kernel
+        self.temperature, self.normalize = temperature, normalize
+        if mixer == "kernelized":
+            self._refuse_softmax_only()
+            self.features: Features | None = self._features(features, feature_count, encoding, encoding_options)
+        else:
+            self.features = None
+            if normalize:
+                if scale is not None:
+                    raise ValueError("normalize fixes the scale at 1/temperature; leave scale out")
+                self.scale = 1 / temperature
         self.encoding = self._encoding(encoding, encoding_options)
         self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(heads * self.head_dim, dim, bias=bias)
 
+    def _refuse_softmax_only(self) -> None:
+        given = {"window": self.window is not None, "dropout": self.dropout > 0, "scale": self.scale is not None}
+        for name, there in given.items():
+            if there:
+                raise ValueError(f'{name} has no meaning with mixer="kernelized": no matrix of weights is made')
+
+    def _features(
+        self, given: Features | str, count: int | None, encoding: Encoding | str | None, options: Any
+    ) -> Features:
+        if isinstance(given, Features):
+            if self.normalize not in (None, given.normalize):
+                raise ValueError(f"the features given have normalize={given.normalize}; leave normalize out, or agree")
+            return given
+        width = self.head_dim
+        if isinstance(encoding, str):
+            cls = entry(encoding).load()
+            if issubclass(cls, Transform) and cls.side == "before":
+                encoding = fitted(encoding, self._known(self.head_dim), options)
+        if isinstance(encoding, Transform) and encoding.side == "before":
+            width = encoding.width_after(width)
+        return named(given, width, count, self.normalize)
+
+    def _known(self, dim: int) -> dict[str, Any]:
+        return {"heads": self.heads, "dim": dim, "model_dim": self.dim, "causal": self.causal}
+
     def _encoding(self, encoding: Encoding | str | None, options: Mapping[str, Any] | None) -> Encoding | None:
         if isinstance(encoding, str):
-            known = {"heads": self.heads, "dim": self.head_dim, "model_dim": self.dim, "causal": self.causal}
-            encoding = fitted(encoding, known, options)
+            met = self.head_dim if self.features is None else width_met(encoding, self.head_dim, self.features)
+            encoding = fitted(encoding, self._known(met), options)
         elif options:
             raise ValueError("encoding_options go with an encoding given by name")
         if encoding is None:
@@ -95,7 +143,7 @@ class SelfAttention(nn.Module):
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         codes: Any = None,
         generator: torch.Generator | None = None,
-        stream: Stream | None = None,
+        stream: Stream | KernelStream | None = None,
     ) -> Tensor:
         """x (batch, n, dim), optional context (batch, m, dim) to (batch, n, dim). Other arguments: `relpos.attention`.
 
@@ -111,25 +159,44 @@ class SelfAttention(nn.Module):
         q = self._split(self.q(x), self.heads)
         k, v = self._split(self.k(memory), self.kv_heads), self._split(self.v(memory), self.kv_heads)
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
+        if self.normalize and self.features is None:
+            q, k = unit(q), unit(k)
         if stream is not None:
+            if self.normalize and self.features is None:
+                q, k = unit(q), unit(k)
             out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
         else:
-            out = attention(
-                q, k, v, encoding, q_pos=q_pos, k_pos=q_pos if context is None and k_pos is None else k_pos,
-                causal=self.causal, key_mask=key_mask, segments=segments, window=self.window, scale=self.scale,
-                content=memory, codes=codes, dropout=self.dropout if self.training else 0.0, generator=generator,
-                kernel=self.kernel,
-            )  # fmt: skip
+            k_pos = q_pos if context is None and k_pos is None else k_pos
+            options: dict[str, Any] = {
+                "q_pos": q_pos, "k_pos": k_pos, "causal": self.causal, "key_mask": key_mask, "segments": segments,
+                "codes": codes, "generator": generator, "kernel": self.kernel,
+            }  # fmt: skip
+            out = self._attend(q, k, v, encoding, memory, options)
         merged: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return merged
 
-    def stream(self, codes: Any = None) -> Stream:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, encoding: Encoding | None, content: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        if self.features is not None:
+            return linear_attention(
+                q, k, v, encoding, features=self.features, temperature=self.temperature, **options
+            )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        return attention(
+            q, k, v, encoding, window=self.window, scale=self.scale, content=content, dropout=dropout, **options
+        )  # fmt: skip
+
+    def stream(self, codes: Any = None) -> Stream | KernelStream:
         """A fresh cache for decoding with this layer."""
         encoding = None if isinstance(self.encoding, Absolute) else self.encoding
-        return Stream(encoding, scale=self.scale, window=self.window, codes=codes, kernel=self.kernel)
+        if self.features is not None:
+            return KernelStream(encoding, features=self.features, temperature=self.temperature, codes=codes)
+        scale = 1 / self.temperature if self.normalize else self.scale
+        return Stream(encoding, scale=scale, window=self.window, codes=codes, kernel=self.kernel)
 
     def _input(
-        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | None
+        self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | KernelStream | None
     ) -> tuple[Tensor, Tensor]:
         if not isinstance(self.encoding, Absolute):
             return x, x if context is None else context

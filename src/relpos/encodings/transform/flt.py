@@ -29,7 +29,10 @@ class FLT(WideBuffers, Transform):
     The sum is exact for the channels; over the draw its mean is the Fourier transform of the even part of g, with an
     error of 1/sqrt(r). The ratio g/p stands on the queries' side, so its sign is kept and the keys' channels are alike
     in every head. The channels are divided by the square root of the kernel's scale: f is added to the logit itself.
-    In kernelised attention the features are those of the widened q and k: build them for `width_after(dim)`.
+    In kernelised attention the features are those of the widened q and k: build them for `width_after(dim)`. Few of
+    them stand for exp(q.k + f) with an error that depends on where the two tokens are, and grows with the lengths of
+    the channels; so one number c = (mean ratio^2)^(1/4) moves between the sides to make these alike, and near 0 where
+    the spectrum is.
     Angles are float64 until their cosine.
 
     Source: Choromanski et al. 2024. In the released code the ratio is applied to queries and to keys, so the mask is
@@ -96,11 +99,12 @@ class FLT(WideBuffers, Transform):
         return torch.einsum("hr,...r->h...", ratio, angle.cos().to(ratio.dtype)) / self.features
 
     def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: None = None) -> Tensor:
-        return self._widened(q, q_pos, scale, self.ratio())
+        ratio = self.ratio()
+        return self._widened(q, q_pos, scale, ratio if self.as_released else ratio / self._balance(ratio))
 
     def encode_k(self, k: Tensor, k_pos: Positions, scale: float = 1.0, codes: None = None) -> Tensor:
         if not self.as_released:
-            return self._widened(k, k_pos, scale, None)
+            return self._widened(k, k_pos, scale, self._balance(self.ratio()).view(1, 1))
         return self._widened(as_heads(k, self.heads, "FLT"), k_pos, scale, self.ratio())
 
     def check_positions(self, *positions: Positions) -> None:
@@ -115,21 +119,24 @@ class FLT(WideBuffers, Transform):
     def _angles(self, points: Tensor) -> Tensor:
         return 2 * math.pi / self.unit * (points @ self.frequencies.to(points).T)
 
-    def _widened(self, x: Tensor, positions: Positions, scale: float, ratio: Tensor | None) -> Tensor:
+    def _balance(self, ratio: Tensor) -> Tensor:
+        """c; its floor of 0.1 keeps the gradient of a spectrum of 0."""
+        return (ratio.square().mean() + 1e-4) ** 0.25
+
+    def _widened(self, x: Tensor, positions: Positions, scale: float, factor: Tensor) -> Tensor:
+        """x with [cos, sin] appended, times the factor (heads or 1, features or 1)."""
         self.check_positions(positions)
         assert isinstance(positions, Position)
         if not scale > 0:
             raise ValueError(
                 f"FLT divides what it adds by the square root of the scale, a positive number; got {scale}"
             )
-        if ratio is not None and x.shape[1] != self.heads:
+        if len(factor) > 1 and x.shape[1] != len(factor):
             raise ValueError(f"FLT was built for {self.heads} heads, got {x.shape[1]}")
         angle = self._angles(coordinates(positions))
-        waves = torch.cat((angle.cos(), angle.sin()), -1) * (self.features * scale) ** -0.5
-        waves = waves.unsqueeze(-3).to(wide(x).dtype)  # ([batch], 1, n, 2 r)
-        if ratio is not None:
-            waves = waves * torch.cat((ratio, ratio), -1).unsqueeze(-2)
-        return torch.cat((x, beside(waves, x).to(x.dtype)), -1)
+        waves = torch.stack((angle.cos(), angle.sin()), -2).unsqueeze(-4) * (self.features * scale) ** -0.5
+        waves = waves.to(wide(x).dtype) * factor[:, None, None, :]  # ([batch], heads or 1, n, 2, r)
+        return torch.cat((x, beside(waves.flatten(-2), x).to(x.dtype)), -1)
 
     def extra_repr(self) -> str:
         released = ", as_released=True" if self.as_released else ""

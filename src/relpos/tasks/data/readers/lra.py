@@ -129,7 +129,7 @@ def _decoder() -> Any:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("PNG files are read with pillow: pip install 'relpos[lab]'", name="pillow") from error
+        raise ModuleNotFoundError("PNG files are read with pillow: pip install 'relpos[lab]'", name="PIL") from error
 
     def decode(path: Path) -> np.ndarray:
         with Image.open(path) as image:

@@ -1,0 +1,189 @@
+"""Which kernel serves a call of linear attention, and the checks of its result that may call for a better one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from relpos.encodings.base import Bias, Tail
+from relpos.kernels.call import Refusal
+from relpos.kernels.linear.band import Band, banded
+from relpos.kernels.linear.call import LinearCall, Sums
+from relpos.kernels.linear.split import NEAR, ROWS, split
+from relpos.kernels.linear.tiles import SAFE, dense, spread_of, tiled
+
+SMALL = 2**16  # scores a head up to which one dense product is the quickest
+FREE = 6144**2  # scores a head from which FFT is quicker than direct tiles
+TRUSTED = 1e-5  # estimated relative error of a denominator up to which a float32 FFT is taken at its word
+
+
+def band(call: LinearCall) -> Sums:
+    """O(n): a band of direct sums, and running sums for the tail of the bias."""
+    assert call.offset is not None
+    reach, rates, near = 0, None, call.q.new_zeros(call.q.shape[1], 1)
+    if call.bias is not None:
+        tail = call.bias.tail()
+        assert tail is not None
+        reach, rates, near = tail.reach, tail.rates, _near(call.bias, tail.reach, call.q)
+    top = _top(near)
+    weights = Band((near - top).exp().to(call.q.dtype), reach, rates)
+    total = banded(call.q, call.k, call.values, weights, call.phi, call.offset, call.causal)
+    return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
+
+
+def free(call: LinearCall) -> Sums:
+    """O(n log n): a band of direct sums and FFT for the rest, for a bias that is free at every lag."""
+    assert call.offset is not None and call.bias is not None
+    lags = call.states["lags"].tensor
+    top = _top(lags)
+    c = (lags - top).exp().to(call.q.dtype)
+    total = split(call.q, call.k, call.values, c, call.phi, call.offset, call.causal)
+    return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
+
+
+def _near(bias: Bias, reach: int, q: Tensor) -> Tensor:
+    return bias.at(torch.arange(-reach, reach + 1, device=q.device))
+
+
+def _top(lags: Tensor) -> Tensor:
+    highest = lags.detach().amax(-1, keepdim=True)
+    return highest.masked_fill(highest == -torch.inf, 0)
+
+
+KERNELS: dict[str, Callable[[LinearCall], Sums]] = {"dense": dense, "tiled": tiled, "band": band, "split": free}
+
+
+def refusal(call: LinearCall, kernel: str) -> str | None:
+    """Why a kernel cannot serve, None where it can."""
+    if kernel not in ("band", "split"):
+        return None
+    if call.offset is None:
+        return "the weights do not depend on a lag of consecutive positions alone"
+    if not call.ordered:
+        return "packed documents or orders of their own need a mask in every tile"
+    if kernel == "split":
+        if call.bias is None:
+            return "there is no bias; the band is exact without any FFT"
+        return _too_wide(spread_of(call.states["lags"].tensor))
+    if call.bias is None:
+        return None
+    tail = call.bias.tail()
+    if tail is None:
+        return f"{type(call.bias).__name__} is free at every lag: it declares no tail"
+    if tail.rates is not None and tail.rates.requires_grad:
+        return "the rates of the tail are learned"
+    with torch.no_grad():
+        return _too_wide(spread_of(_near(call.bias, tail.reach, call.q)))
+
+
+def _too_wide(spread: float) -> str | None:
+    if spread <= SAFE[torch.float64]:
+        return None
+    return f"the bias spans {spread:.0f} nats, more than one factor can keep in range"
+
+
+def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
+    """Name of the kernel and the reason for it. ValueError for a name that is not known or cannot serve."""
+    if kernel != "auto":
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
+        why = refusal(call, kernel)
+        if why is not None:
+            raise Refusal(f'kernel "{kernel}" cannot serve this call: {why}; kernel="auto" picks one that can')
+        return kernel, "asked for"
+    _, _, n_q, n_k = call.shape
+    if n_q * n_k <= SMALL:
+        return "dense", f"{n_q} x {n_k} scores a head are one small product"
+    if refusal(call, "band") is None:
+        tail = None if call.bias is None else call.bias.tail()
+        reach = 0 if tail is None else tail.reach
+        if 4 * reach <= n_k:
+            return "band", f"beyond {reach} tokens the weights are constant or geometric: running sums, no FFT"
+    if n_q * n_k >= FREE and refusal(call, "split") is None:
+        return "split", "the bias is free at every lag: direct near the query, FFT beyond"
+    return "tiled", _why_tiled(call)
+
+
+def _why_tiled(call: LinearCall) -> str:
+    why = refusal(call, "split")
+    if why is None or refusal(call, "band") is None:
+        return "at this length direct tiles are quicker than any transform"
+    return f"direct tiles: {why}"
+
+
+def run(call: LinearCall, kernel: str = "auto") -> Sums:
+    """The sums of the call, by the kernel that `pick` names; see LinearCall for what they are."""
+    if 0 in call.shape:
+        nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.values))
+        empty = call.values.new_zeros(*call.shape[:3], call.values.shape[-1]) + nothing
+        return Sums(empty, call.values.new_zeros(1, 1, 1, 1))
+    name, _ = pick(call, kernel)
+    call = _precise(call, name)
+    sums = KERNELS[name](call)
+    if call.causal and not bool(torch.isfinite(sums.total.detach().sum())):
+        sums = _unpoisoned(call, name)
+    return _checked(call, name, sums)
+
+
+def _precise(call: LinearCall, name: str) -> LinearCall:
+    """In float64 where float32 cannot hold the exponentials of the bias."""
+    if name not in ("band", "split") or call.bias is None or call.q.dtype == torch.float64:
+        return call
+    with torch.no_grad():
+        reach = (call.bias.tail() or Tail(0)).reach
+        spread = spread_of(call.states["lags"].tensor if name == "split" else _near(call.bias, reach, call.q))
+    return call.to(torch.float64) if spread > SAFE[torch.float32] else call
+
+
+def _checked(call: LinearCall, name: str, sums: Sums) -> Sums:
+    """The sums, or better ones where rounding or underflow has eaten a denominator: no row is ever made up.
+
+    A row whose near keys are hidden may have weights too small for a factor that all rows share; direct tiles give
+    each row its own. Where the FFT's rounding, which is in proportion to the largest far weight, could reach a row
+    whose own sum is small, float64 takes over.
+    """
+    if name not in ("band", "split") or call.bias is None:
+        return sums
+    below = sums.total.detach()[..., -1]
+    if bool((below == 0).any()):
+        return tiled(call)
+    if name == "split" and call.q.dtype == torch.float32 and float(_noise(call, below).amax()) > TRUSTED:
+        return free(call.to(torch.float64))
+    return sums
+
+
+@torch.no_grad()
+def _noise(call: LinearCall, below: Tensor) -> Tensor:
+    """Relative error of each row's denominator that the FFT may leave: eps |c| sum_r phi_r(q) |phi_r(k)|, 2-norms."""
+    assert call.offset is not None
+    lags = call.states["lags"].tensor.detach()
+    lag = torch.arange(lags.shape[1], device=lags.device) - (call.shape[2] - 1) - call.offset
+    unused = (lag.abs() <= NEAR) | (lag > 0) if call.causal else lag.abs() <= NEAR
+    size = (lags - _top(lags)).exp().masked_fill(unused, 0).norm(dim=-1).to(below.dtype)
+    squares = [call.phi(x).square().sum(2, keepdim=True) for x in torch.split(call.k, ROWS, 2)]
+    keys = torch.cat(squares, 2).sum(2, keepdim=True).sqrt()
+    reach = torch.cat([(call.phi(x).abs() * keys).sum(-1) for x in torch.split(call.q, ROWS, 2)], 2)
+    error: Tensor = 4 * torch.finfo(below.dtype).eps * size[:, None] * reach
+    return error / below.abs()
+
+
+def _unpoisoned(call: LinearCall, name: str) -> Sums:
+    """A causal sum in which a key holds NaN or infinity: rows before it are what they are without it, to the last bit.
+
+    0 * NaN is NaN, so the key is taken out of the products, and the rows that see it are NaN by decree.
+    """
+    bad = ~(torch.isfinite(call.k).all(-1) & torch.isfinite(call.values).all(-1))  # (batch, heads, n_k)
+    hidden = bad.unsqueeze(-1)
+    clean = replace(call, k=call.k.masked_fill(hidden, 0), values=call.values.masked_fill(hidden, 0))
+    sums = KERNELS[name](clean)
+    rows = []
+    for i0 in range(0, call.shape[2], 256):
+        i1 = min(i0 + 256, call.shape[2])
+        j0, j1 = call.mask.keys(i0, i1)
+        seen = call.mask.block(i0, i1, j0, j1, call.q.device)
+        part = bad[:, :, None, j0:j1]
+        rows.append((part if seen is None else part & seen).any(-1).expand(*bad.shape[:2], i1 - i0))
+    return Sums(sums.total.masked_fill(torch.cat(rows, -1).unsqueeze(-1), torch.nan), sums.shift)
