@@ -1,8 +1,7 @@
 """Prepared data is kept in one folder as npz files that are either whole or not there.
 
 The folder is ``$RELPOS_CACHE``, else ``~/.cache/relpos``. A file carries a header that says what made it; a file that
-is damaged, or whose header is not the expected one, is made again with a notice. Of several processes that miss the
-same file one makes it and the others wait for it.
+is damaged, or whose header is not the expected one, is made again with a notice.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +64,20 @@ def read(path: Path, header: Mapping[str, str]) -> Arrays:
     return arrays
 
 
-def cached(name: str, header: Mapping[str, str], build: Callable[[], Arrays]) -> Arrays:
-    """The arrays of the cache file ``name``.npz, built and kept first where it is missing, damaged or foreign."""
+def cached(name: str, header: Mapping[str, str], build: Callable[[], Arrays], once: bool = False) -> Arrays:
+    """The arrays of the cache file ``name``.npz, built and kept first where it is missing, damaged or foreign.
+
+    once: of several processes that miss the file at the same time one builds it and the others wait; for builds that
+    download. An empty file ``name``.lock then stays behind, which means nothing: the system itself lets go of a lock
+    whose holder died.
+    """
     path = folder() / f"{name}.npz"
     arrays = _usable(path, header, notice=True)
     if arrays is not None:
         return arrays
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The system lets go of the lock where its holder dies; the empty file that stays behind means nothing.
-    with FileLock(path.with_suffix(".lock")):
-        arrays = _usable(path, header, notice=False)  # another process may have made it meanwhile
+    with FileLock(path.with_suffix(".lock")) if once else nullcontext():
+        arrays = _usable(path, header, notice=False) if once else None  # another process may have made it meanwhile
         if arrays is None:
             arrays = build()
             write(path, header, arrays)

@@ -14,6 +14,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 
@@ -21,11 +22,30 @@ from relpos.tasks import cache
 from relpos.tasks.base import Progress
 from relpos.tasks.data import packages
 from relpos.tasks.data.describe import counts
-from relpos.tasks.data.sets import SHAPES, Arrays, Card, DataSet
+from relpos.tasks.data.sets import SHAPES, Arrays, Card, Corpus, DataSet, DocumentPairs, Images, Parallel, Texts
 from relpos.tasks.data.sources import Source, source
 
+CorpusName = Literal["prose32", "az27", "text", "text8", "enwik8", "wikitext", "ptb"]
+TextsName = Literal["newsgroups", "spam", "imdb", "lra-listops"]
+PairsName = Literal["manpages", "lra-retrieval"]
+ParallelName = Literal["bible-en-es", "parallel"]
+ImagesName = Literal["fashion-mnist", "mnist", "mnist5k", "cifar10", "cifar100", "lra-pathfinder"]
+Where = str | os.PathLike[str] | None
 
-def load(name: str, path: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> DataSet:
+
+@overload
+def load(name: CorpusName, path: Where = None, progress: Progress | None = None) -> Corpus: ...
+@overload
+def load(name: TextsName, path: Where = None, progress: Progress | None = None) -> Texts: ...
+@overload
+def load(name: PairsName, path: Where = None, progress: Progress | None = None) -> DocumentPairs: ...
+@overload
+def load(name: ParallelName, path: Where = None, progress: Progress | None = None) -> Parallel: ...
+@overload
+def load(name: ImagesName, path: Where = None, progress: Progress | None = None) -> Images: ...
+@overload
+def load(name: str, path: Where = None, progress: Progress | None = None) -> DataSet: ...
+def load(name: str, path: Where = None, progress: Progress | None = None) -> DataSet:
     """The data set of that name, from ``path`` where one is given, else from the cache, fetched first where needed.
 
     progress is called as progress(done, total, text); without one, what takes more than two seconds is told on the
@@ -38,7 +58,7 @@ def load(name: str, path: str | os.PathLike[str] | None = None, progress: Progre
         return _from_path(record, Path(path).expanduser(), told)
     if record.from_packages is None:
         raise ValueError(f"{name} is in no package: give the path of your copy, {record.layout}")
-    arrays = cache.cached(f"data/{name}", _header(record), lambda: _pack(_from_packages(record, told)))
+    arrays = cache.cached(f"data/{name}", _header(record), lambda: _pack(_from_packages(record, told)), once=True)
     found = _set(arrays)
     _write_card(_file(name).with_suffix(".json"), found.card)
     return found
@@ -107,7 +127,9 @@ def _from_path(record: Source, path: Path, progress: Progress) -> DataSet:
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     header = _header(record, files=_fingerprint(path))
     return _set(
-        cache.cached(f"data/{record.name}-{place}", header, lambda: _pack(_counted(read(path, card, progress))))
+        cache.cached(
+            f"data/{record.name}-{place}", header, lambda: _pack(_counted(read(path, card, progress))), once=True
+        )
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,12 +26,14 @@ CLOTHES = (
 def idx(data: bytes) -> np.ndarray:
     """The uint8 array in an IDX file, gzipped or not. ValueError for another magic number or a cut file."""
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    header = np.frombuffer(data[:16], dtype=">u4")
-    axes = _MAGIC.get(int(header[0])) if len(header) else None
-    if axes is None:
-        raise ValueError(f"not an IDX file of images or labels: it begins with {data[:4]!r}, magic 2051 or 2049")
-    shape = tuple(int(size) for size in header[1 : 1 + axes])
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"a damaged .gz of an IDX file: {error}") from error
+    axes = _MAGIC.get(int.from_bytes(data[:4], "big"))
+    if axes is None or len(data) < 4 * (1 + axes):
+        raise ValueError(f"not an IDX file of images or labels (magic 2051 or 2049): it begins with {data[:4]!r}")
+    shape = tuple(np.frombuffer(data, dtype=">u4", count=axes, offset=4).tolist())
     content = np.frombuffer(data, dtype=np.uint8, offset=4 * (1 + axes))
     if content.size != np.prod(shape):
         raise ValueError(f"the IDX file promises {shape} values and holds {content.size}")
