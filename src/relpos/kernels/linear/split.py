@@ -75,7 +75,7 @@ def split(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset
     if not jobs:
         return direct
     far: Tensor = _Far.apply(jobs, phi, x_q, x_k, values, beyond, *phi.parameters)  # type: ignore[no-untyped-call]
-    return direct + far
+    return direct.add_(far)
 
 
 def _far_part(c: Tensor, n_q: int, n_k: int, offset: int, causal: bool) -> tuple[list[Rectangle], Tensor]:
