@@ -122,7 +122,7 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
         empty = call.values.new_zeros(*call.shape[:3], call.values.shape[-1]) + nothing
         return Sums(empty, call.values.new_zeros(1, 1, 1, 1))
     name, _ = pick(call, kernel)
-    call = _precise(call, name)
+    call = _precise(call, name).at_once()
     sums = KERNELS[name](call)
     if call.causal and not bool(torch.isfinite(sums.total.detach().sum())):
         sums = _unpoisoned(call, name)
