@@ -152,7 +152,8 @@ def _decode(results: dict[str, Any]) -> list[Table]:
 
 CSV_COLUMNS = (
     "part", "contestant", "n", "causal", "backward", "seconds", "seconds_low", "seconds_high", "ratio", "ratio_low",
-    "ratio_high", "rounds", "over_bound", "peak_bytes", "share", "cache", "total_seconds", "difference", "features", "skipped",
+    "ratio_high", "rounds", "over_bound", "peak_bytes", "share", "cache", "total_seconds", "difference", "features",
+    "skipped",
 )  # fmt: skip
 
 
