@@ -24,11 +24,17 @@ Tick = Callable[[float, str], None]  # share of the problem that is done, who ha
 
 @dataclass(frozen=True)
 class Patience:
-    """Rounds at least; and up to five times as many while a problem takes less than `seconds`."""
+    """Rounds at least; and up to five times as many while a problem takes less than `seconds`.
+
+    long   seconds of a call from which a contestant takes three rounds, whatever the others do
+    once   seconds from which its first call is its only one
+    """
 
     rounds: int
     sample: float
     seconds: float
+    long: float = math.inf
+    once: float = math.inf
 
     def rounds_for(self, one_round: float) -> int:
         fitting = int(self.seconds / max(one_round, 1e-9))
@@ -41,6 +47,7 @@ class _Entrant:
     work: Callable[[], Any]
     once: float = 0.0  # seconds of a warm call
     calls: int = 1
+    slow: bool = False
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -85,9 +92,12 @@ def race(
             rows.append(_row(contestant, problem, skipped=str(refusal)))
             continue
         entrants.append(entrant)
-        one_round += entrant.calls * entrant.once
+        if entrant.once >= patience.once:
+            entrant.samples.append(Sample(entrant.once, base.once, base.once))
+        else:
+            one_round += entrant.calls * entrant.once
     floors: list[float] = []
-    turns = list(_turns(entrants, patience.rounds_for(one_round)))
+    turns = list(_turns([e for e in entrants if not e.samples], patience.rounds_for(one_round)))
     gc.collect()
     for number, due in enumerate(turns):
         for done, name in enumerate(_round(due, base, problem.device, floors)):
@@ -97,7 +107,7 @@ def race(
 
 
 def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: Patience) -> _Entrant:
-    need, free = contestant.heavy * problem.scores, free_memory(problem.device)
+    need, free = contestant.needs(problem), free_memory(problem.device)
     if free is not None and need > SHARE * free:
         raise Refused(f"needs about {need / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
     entrant = _Entrant(contestant, call(contestant.prepare(problem), inputs))
@@ -106,7 +116,8 @@ def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: P
         entrant.once = seconds(entrant.work, problem.device) if first < 1 else first
     except Exception as error:
         raise Refused(reason(error)) from error
-    entrant.calls = 1 if contestant.slow else max(1, math.ceil(patience.sample / max(entrant.once, 1e-9)))
+    entrant.slow = contestant.slow or entrant.once >= patience.long
+    entrant.calls = 1 if entrant.slow else max(1, math.ceil(patience.sample / max(entrant.once, 1e-9)))
     return entrant
 
 
@@ -114,7 +125,7 @@ def _turns(entrants: list[_Entrant], rounds: int) -> Iterator[list[_Entrant]]:
     """Who runs in each round, in which order."""
     slow = thinned(rounds, SLOW_ROUNDS)
     for turn in range(rounds):
-        due = [e for e in entrants if not e.contestant.slow or turn in slow]
+        due = [e for e in entrants if not e.slow or turn in slow]
         start = turn % max(1, len(due))
         yield due[start:] + due[:start]
 
@@ -143,7 +154,7 @@ def _groups(due: list[_Entrant]) -> Iterator[list[_Entrant]]:
 def _row(
     contestant: Contestant, problem: Problem, samples: list[Sample] | None = None, skipped: str | None = None
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"contestant": contestant.name, **_mode(problem), "skipped": skipped}
+    row: dict[str, Any] = {"contestant": contestant.name, **problem.as_mode(), "skipped": skipped}
     if samples:
         row.update(summary(samples).as_dict(), samples=[sample.seconds for sample in samples])
     elif skipped is None:
@@ -157,10 +168,6 @@ def _floor_row(floor: Contestant, problem: Problem, floors: list[float]) -> dict
     row = _row(floor, problem, samples=samples or [Sample(each, each, each) for each in floors])
     median, low, high = quartiles(floors)
     return {**row, "seconds": median, "seconds_low": low, "seconds_high": high, "samples": floors, "ratio": 1.0}
-
-
-def _mode(problem: Problem) -> dict[str, Any]:
-    return {"n": problem.n, "causal": problem.causal, "backward": problem.backward}
 
 
 def free_memory(device: str) -> float | None:
