@@ -29,6 +29,15 @@ def contestant(text: str) -> labels.Contestant:
     return replace(read, encoding=name, label=name + read.label.removeprefix(read.encoding))
 
 
+def known_presets(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The presets that the task of that name has of its own; the nearest one is suggested for an unknown name."""
+    from relpos import tasks
+
+    if name not in tasks.names():
+        raise unknown_name("task", name, tasks.names())
+    return tasks.presets(name)
+
+
 def known_task(name: str, options: Mapping[str, object]) -> Any:
     """The task of that name, made with the options; the nearest one is suggested for an unknown name."""
     from relpos import tasks

@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from relpos.lab.arguments import contestant, known_task, numbers
-from relpos.lab.labels import Contestant, assignments, slug, split
+from relpos.lab.arguments import contestant, known_presets, known_task, numbers
+from relpos.lab.labels import Contestant, assignments, merged, slug, split
 from relpos.lab.progress import Reporter
 
 IMPORTED: list[str] = []  # modules of --import, which worker processes import too
@@ -168,10 +168,10 @@ def compare_and_report(
     """What `train` and `compare` share: settle the settings, check every name before any work, run, report."""
     from relpos.lab.settings import DEMO_ENCODINGS, preset
 
-    options = assignments(plan.task_options or [])
+    own = known_presets(plan.task)
+    options = merged(own.get(plan.preset, {}).get("task_options", {}), assignments(plan.task_options or []))
     task = known_task(plan.task, options)
     labels = DEMO_ENCODINGS if plan.contestants is None else tuple(each.label for each in plan.contestants)
-    own = getattr(task, "presets", None)
     settings = preset(plan.preset, plan.task, labels, own, task_options=options, **plan.changes)
     reporter = Reporter()
     reporter.say("loading the training libraries")

@@ -82,7 +82,7 @@ class Settings:
 
 DEMO_ENCODINGS = ("nope", "sinusoidal", "rope", "alibi", "t5", "shaw")
 
-# Sizes are for one thread a model. A task may have better ones: its attribute `presets`, by preset name.
+# Sizes are for one thread a model. A task may have better ones, and presets of other names: its attribute `presets`.
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "seeds": (0, 1),
@@ -115,12 +115,14 @@ def preset(
 ) -> Settings:
     """Settings of a named preset, with a task's own sizes over it and the given changes over both.
 
+    A preset that only the task knows is filled up from "results".
     None among the changes means "as the preset has it"; `model` is merged key by key. Steps given without a budget
     are kept, whatever time they take; one rate given needs no sweep.
     """
-    if name not in PRESETS:
-        raise unknown("preset", name, tuple(PRESETS))
-    values: dict[str, Any] = {**PRESETS[name], **(sizes or {}).get(name, {})}
+    own = sizes or {}
+    if name not in PRESETS and name not in own:
+        raise unknown("preset", name, tuple(dict.fromkeys((*PRESETS, *own))))
+    values: dict[str, Any] = {**PRESETS.get(name, PRESETS["results"]), **own.get(name, {})}
     given = {key: value for key, value in changes.items() if value is not None}
     if "steps" in given and "budget" not in given:
         values["budget"] = None

@@ -1,6 +1,7 @@
 """Ready networks made of mixers."""
 
+from relpos.models.classifier import Classifier
 from relpos.models.seq2seq import Seq2Seq
-from relpos.models.transformer import Transformer
+from relpos.models.transformer import Stack, Transformer
 
-__all__ = ["Seq2Seq", "Transformer"]
+__all__ = ["Classifier", "Seq2Seq", "Stack", "Transformer"]

@@ -34,31 +34,32 @@ class Block(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
-    """Tokens (batch, n) to logits (batch, n, vocabulary); decoder with causal=True, encoder with causal=False.
+class Stack(nn.Module):
+    """Vectors (batch, n, dim) to vectors: the blocks of a Transformer, without what comes before and after them.
 
     encoding          a name, an Encoding, or None. By name each layer gets its own, unless the method is defined with
                       one for all layers (Encoding.shared, e.g. T5) or share= says so. An object is shared by all.
-                      Absolute encodings are added to the token embeddings, once.
+                      Absolute encodings are added to the input, once.
     expansion         width of the hidden layer of the MLP, in units of dim
+    head_dim          width of a head where it is not dim / heads
     mixer, features, feature_count, normalize, temperature   as in `relpos.SelfAttention`; every layer draws random
                       features of its own
-    Embeddings are tied to the output; weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
+    Weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
     """
 
     def __init__(
         self,
-        vocabulary: int,
         dim: int,
         depth: int,
         heads: int,
         encoding: Encoding | str | None = None,
         *,
-        causal: bool = True,
+        causal: bool = False,
         expansion: int = 4,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
         window: Window | None = None,
         share: bool | None = None,
         kernel: str = "auto",
@@ -70,14 +71,12 @@ class Transformer(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if min(vocabulary, dim, depth, heads) < 1 or dim % heads:
+        if min(dim, depth, heads) < 1 or (head_dim is None and dim % heads):
             raise ValueError(
-                "vocabulary, dim, depth and heads are positive and heads divides dim, got "
-                f"vocabulary={vocabulary}, dim={dim}, depth={depth}, heads={heads}"
+                f"dim, depth and heads are positive and heads divides dim, got dim={dim}, depth={depth}, heads={heads}"
             )
-        self.vocabulary, self.dim, self.causal = vocabulary, dim, causal
-        self.embedding = nn.Embedding(vocabulary, dim)
-        known = {"heads": heads, "dim": dim // heads, "model_dim": dim, "causal": causal}
+        self.dim, self.causal = dim, causal
+        known = {"heads": heads, "dim": head_dim or dim // heads, "model_dim": dim, "causal": causal}
         given = _resolve(encoding, share, known, encoding_options)
         self.absolute = given if isinstance(given, Absolute) else None
         layers = []
@@ -85,9 +84,9 @@ class Transformer(nn.Module):
             own = None if self.absolute is not None else given
             options = encoding_options if isinstance(own, str) else None
             layer = SelfAttention(
-                dim, heads, own, mixer, kv_heads=kv_heads, causal=causal, window=window, dropout=attention_dropout,
-                kernel=kernel, encoding_options=options, features=features, feature_count=feature_count,
-                normalize=normalize, temperature=temperature,
+                dim, heads, own, mixer, kv_heads=kv_heads, head_dim=head_dim, causal=causal, window=window,
+                dropout=attention_dropout, kernel=kernel, encoding_options=options, features=features,
+                feature_count=feature_count, normalize=normalize, temperature=temperature,
             )  # fmt: skip
             layers.append(Block(layer, dim, expansion, dropout))
         self.blocks = nn.ModuleList(layers)
@@ -95,7 +94,6 @@ class Transformer(nn.Module):
         self._initialise(depth)
 
     def _initialise(self, depth: int) -> None:
-        nn.init.normal_(self.embedding.weight, std=0.02)
         for block in self.blocks:
             assert isinstance(block, Block)
             inner, mlp = block.attention, block.mlp
@@ -104,6 +102,62 @@ class Transformer(nn.Module):
                 residual = linear in (inner.out, mlp[2])
                 nn.init.normal_(linear.weight, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
                 nn.init.zeros_(linear.bias)
+
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        positions: object = None,
+        key_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        streams: list[Stream] | None = None,
+    ) -> Tensor:
+        """x (batch, n, dim) to the same shape, normalised. positions, key_mask, segments: as in `relpos.attention`."""
+        if self.absolute is not None:
+            start = streams[0].length if streams else 0
+            x = self.absolute.add(x, as_positions(positions, x.shape[1], start, "positions", x.device))
+        for index, block in enumerate(self.blocks):
+            stream = None if streams is None else streams[index]
+            x = block(x, q_pos=positions, key_mask=key_mask, segments=segments, stream=stream)
+        out: Tensor = self.norm(x)
+        return out
+
+    def encodings(self) -> Iterator[tuple[str, Encoding]]:
+        """(name, encoding) of every distinct encoding, from the input up."""
+        if self.absolute is not None:
+            yield "input", self.absolute
+            return
+        layers = [block.attention.encoding for block in self.blocks]  # type: ignore[union-attr]
+        if all(e is layers[0] for e in layers):
+            layers = layers[:1]
+        for index, e in enumerate(layers):
+            if isinstance(e, Encoding):
+                yield ("all layers" if len(layers) == 1 < len(self.blocks) else f"layer {index + 1}"), e
+
+
+class Transformer(Stack):
+    """Tokens (batch, n) to logits (batch, n, vocabulary); decoder with causal=True, encoder with causal=False.
+
+    Embeddings are N(0, 0.02) and tied to the output. Other arguments: `Stack`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        encoding: Encoding | str | None = None,
+        *,
+        causal: bool = True,
+        **options: Any,
+    ) -> None:
+        if vocabulary < 1:
+            raise ValueError(f"vocabulary is positive, got {vocabulary}")
+        super().__init__(dim, depth, heads, encoding, causal=causal, **options)
+        self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(vocabulary, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(
         self,
@@ -118,13 +172,8 @@ class Transformer(nn.Module):
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(f"tokens are integers (batch, n), got {tokens.dtype} {tuple(tokens.shape)}")
         x = self.embedding(tokens)
-        if self.absolute is not None:
-            start = streams[0].length if streams else 0
-            x = self.absolute.add(x, as_positions(positions, tokens.shape[1], start, "positions", x.device))
-        for index, block in enumerate(self.blocks):
-            stream = None if streams is None else streams[index]
-            x = block(x, q_pos=positions, key_mask=key_mask, segments=segments, stream=stream)
-        logits: Tensor = self.norm(x) @ self.embedding.weight.T
+        x = self.encode(x, positions=positions, key_mask=key_mask, segments=segments, streams=streams)
+        logits: Tensor = x @ self.embedding.weight.T
         return logits
 
     def streams(self) -> list[Stream | KernelStream]:
@@ -164,18 +213,6 @@ class Transformer(nn.Module):
         finally:
             self.train(was_training)
         return torch.cat(tokens, 1)
-
-    def encodings(self) -> Iterator[tuple[str, Encoding]]:
-        """(name, encoding) of every distinct encoding, from the input up."""
-        if self.absolute is not None:
-            yield "input", self.absolute
-            return
-        layers = [block.attention.encoding for block in self.blocks]  # type: ignore[union-attr]
-        if all(e is layers[0] for e in layers):
-            layers = layers[:1]
-        for index, e in enumerate(layers):
-            if isinstance(e, Encoding):
-                yield ("all layers" if len(layers) == 1 < len(self.blocks) else f"layer {index + 1}"), e
 
 
 def _resolve(

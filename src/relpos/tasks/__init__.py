@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from relpos.tasks.base import ACCURACY, Artifact, Batch, Evaluation, Metric, Progress, Task
@@ -19,12 +20,20 @@ __all__ = [
     "Task",
     "get",
     "names",
+    "presets",
     "register",
     "titles",
 ]
 
 _TASKS: dict[str, str] = {
+    "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "listops": "relpos.tasks.long_range.expressions:ListOps",
+    "path-x": "relpos.tasks.long_range.paths:PathX",
+    "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
+    "pixels": "relpos.tasks.long_range.pixels:Pixels",
+    "retrieval": "relpos.tasks.long_range.documents:Retrieval",
+    "text": "relpos.tasks.long_range.documents:Text",
     "translate": "relpos.tasks.translate:Translate",
 }
 
@@ -43,6 +52,12 @@ def titles() -> dict[str, str]:
         except ImportError as error:
             title = f"cannot be loaded: {error}"
         found[name] = title if isinstance(title, str) else ""
+    return found
+
+
+def presets(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Sizes of runs that a known task has of its own, by preset; "task_options" are what the task is then made with."""
+    found: Mapping[str, Mapping[str, Any]] = getattr(_load(name), "presets", None) or {}
     return found
 
 

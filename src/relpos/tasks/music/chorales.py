@@ -17,7 +17,6 @@ A piece's training windows begin at any tick, in any transposition that keeps ea
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.registry import entry
+from relpos.tasks import windows
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
+from relpos.tasks.lengths import length_options
 from relpos.tasks.music import collection, markov, roll
 from relpos.tasks.music.piece import TICKS_PER_QUARTER, VOICES, Piece
 from relpos.tasks.ngram import Counts
 
 _VOICES = len(VOICES)
-_TOKENS_A_BATCH = 16384
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -128,9 +127,8 @@ class Chorales:
     def model(self, encoding: str, **options: Any) -> nn.Module:
         """``relpos.models.Transformer`` of this task's size; options go to it and override the settings.
 
-        What an encoding wants to know of lengths is filled in where ``encoding_options`` do not say it: tables of
-        lags end at the longest lag of training (a longer table has entries that never learn), tables of positions at
-        the longest evaluation.
+        What an encoding wants to know of lengths is filled in where ``encoding_options`` do not say it: see
+        `relpos.tasks.lengths`.
         """
         from relpos.models import Transformer
 
@@ -144,23 +142,8 @@ class Chorales:
             "causal": True,
         } | options
         given = dict(arguments.pop("encoding_options", None) or {})
-        return Transformer(
-            self.vocabulary, encoding=encoding, encoding_options=self._lengths(encoding) | given, **arguments
-        )
-
-    def _lengths(self, encoding: str) -> dict[str, int]:
-        if not isinstance(encoding, str):
-            return {}
-        found = entry(encoding)
-        wanted = inspect.signature(found.load()).parameters
-        last_lag = self.train_length - 1
-        usual = found.defaults.get("max_lag", getattr(wanted.get("max_lag"), "default", None))
-        offered = {
-            "max_lag": min(usual, last_lag) if isinstance(usual, int) else last_lag,
-            "train_length": self.train_length,
-            "max_length": self.train_length * max(self.multiples),
-        }
-        return {key: value for key, value in offered.items() if key in wanted}
+        known = length_options(encoding, self.train_length, self.train_length * max(self.multiples))
+        return Transformer(self.vocabulary, encoding=encoding, encoding_options=known | given, **arguments)
 
     def batch(self, step: int, seed: int, size: int) -> Tensor:
         """(size, train_length + 1) int64: tokens to read and, one further, to predict.
@@ -219,41 +202,13 @@ class Chorales:
 
     def _parts(self, split: str, length: int) -> np.ndarray:
         """(parts, length + 1): the windows cut for a context of ``length``."""
-        longest = self.train_length * max(self.multiples)
-        if length < _VOICES or length % _VOICES or longest % length:
-            raise ValueError(
-                f"length must be a multiple of {_VOICES} that divides {longest}, so that every length is scored on "
-                f"the same tokens; got {length}"
-            )
-        windows = self.windows(split)
-        return np.concatenate([windows[:, i : i + length + 1] for i in range(0, longest, length)], axis=1).reshape(
-            -1, length + 1
-        )
+        return windows.cut(self.windows(split), length, _VOICES)
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module, split: str, length: int, progress: Progress | None = None) -> Evaluation:
         """Loss on a split with ``length`` tokens of context, by the rule of the module; the model's mode is kept."""
-        parts = torch.from_numpy(self._parts(split, length))
-        parameter = next(model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        total, count = np.zeros(length), np.zeros(length, dtype=np.int64)
-        size = max(1, _TOKENS_A_BATCH // length)
-        training = model.training
-        model.eval()
-        try:
-            for first in range(0, len(parts), size):
-                rows = parts[first : first + size].to(device)
-                logits = model(rows[:, :-1]).float()
-                nats = nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").cpu().numpy()
-                scored = (rows[:, 1:] != roll.START).cpu().numpy()
-                total += np.where(scored, nats.astype(np.float64), 0).sum(0)
-                count += scored.sum(0)
-                if progress is not None:
-                    progress(min(first + size, len(parts)), len(parts), f"{split}, {length} tokens")
-        finally:
-            model.train(training)
-        by_position = np.divide(total, count, out=np.full(length, math.nan), where=count > 0)
-        return Evaluation(length, float(total.sum() / count.sum()), by_position, int(count.sum()))
+        parts = self._parts(split, length)
+        loss, by_position, count = windows.losses(model, parts, roll.START, progress, f"{split}, {length} tokens")
+        return Evaluation(length, loss, by_position, count)
 
     def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
         """Losses of counted predictors on exactly the tokens that `evaluate` scores, seeing what it lets see.
