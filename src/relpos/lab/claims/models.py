@@ -49,12 +49,12 @@ def text_task(s: Mapping[str, Any]) -> BytesLM:
     return BytesLM(s["dataset"], s["path"], s["length"], s["judged"])
 
 
-def settings(labels: Iterable[str], s: Mapping[str, Any]) -> Settings:
-    """The lab's settings of a claim's models."""
+def settings(labels: Iterable[str], s: Mapping[str, Any], **options: Any) -> Settings:
+    """The lab's settings of a claim's models; options: of every network."""
     return Settings(
         task="bytes-lm", encodings=tuple(labels), seeds=tuple(s["seeds"]), steps=s["steps"], batch=s["batch"],
-        rates=(s["rates"][0],), clip=s["clip"], model={name: s[name] for name in ("dim", "depth", "heads")},
-        preset="results",
+        rates=(s["rates"][0],), clip=s["clip"], preset="results",
+        model={name: s[name] for name in ("dim", "depth", "heads")} | options,
     )  # fmt: skip
 
 
