@@ -2,9 +2,23 @@
 
 import sys
 
-# What the extras lab and music install. Other missing modules are errors of their own and keep their traceback.
+# What the extras lab, music and translate install. Any other missing module is an error of its own and keeps its
+# traceback.
 EXTRAS = frozenset(
-    {"jinja2", "lightning", "matplotlib", "music21", "rich", "safetensors", "symusic", "typer"},
+    {
+        "PIL",
+        "filelock",
+        "jinja2",
+        "lightning",
+        "matplotlib",
+        "music21",
+        "rich",
+        "sacrebleu",
+        "safetensors",
+        "sentencepiece",
+        "symusic",
+        "typer",
+    },
 )
 
 
@@ -23,7 +37,7 @@ def main() -> int:
         if missing not in EXTRAS:
             raise
         print(f"relpos: this command needs {missing}, which is not installed.", file=sys.stderr)
-        print("Install the command's packages with: pip install 'relpos[lab,music]'", file=sys.stderr)
+        print("Install the command's packages with: pip install 'relpos[lab,music,translate]'", file=sys.stderr)
         return 2
 
 

@@ -9,7 +9,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "numpy", "lightning", "safetensors", "music21", "symusic", "matplotlib")
+PACKAGES = (
+    "torch", "numpy", "lightning", "safetensors", "music21", "symusic", "matplotlib", "pillow", "sacrebleu",
+    "sentencepiece",
+)  # fmt: skip
 
 
 def git_state(folder: Path) -> dict[str, object]:

@@ -168,7 +168,7 @@ def request(
         return Request(main, denominator)
     if isinstance(encoding, Transform) and encoding.side == "before":
         raise ValueError(f"{type(encoding).__name__} acts before the features, where a prefix has no meaning; prefix=0")
-    x_q, x_k, phi = x_q * math.sqrt(scale), x_k * math.sqrt(scale), Rows(features)
+    x_q, x_k, phi = _times(x_q, scale), _times(x_k, scale), Rows(features)
     first = Mask(m_q, prefix, 0, key_mask=None if real is None else real[:, :prefix])
     top = Mask(own, n_k, n_k - n_q, right=0 if causal else None, key_mask=real)
     beside = LinearCall(x_q[:, :, own:], x_k[:, :, :prefix], values[:, :, :prefix], phi, first, offset=0)
@@ -190,16 +190,16 @@ def _calls(
     generator: torch.Generator | None,
 ) -> tuple[LinearCall, LinearCall | None]:
     """The sums over tokens that have positions, and those of the denominator where they are others."""
-    root, lagged = math.sqrt(scale), mask.offset if mask.q_order is None else None
+    lagged = mask.offset if mask.q_order is None else None
     if not isinstance(encoding, Transform):
-        call = LinearCall(x_q * root, x_k * root, values, Rows(features), mask, offset=lagged)
+        call = LinearCall(_times(x_q, scale), _times(x_k, scale), values, Rows(features), mask, offset=lagged)
         return (call if encoding is None else _biased(call, encoding, queries, keys)), None
     codes = encoding.make_codes(queries, keys, generator) if codes is None else codes
     if encoding.side == "before":
-        x_q = encoding.encode_q(x_q, queries, scale, codes) * root
-        x_k = encoding.encode_k(x_k, keys, scale, codes) * root
+        x_q = _times(encoding.encode_q(x_q, queries, scale, codes), scale)
+        x_k = _times(encoding.encode_k(x_k, keys, scale, codes), scale)
         return LinearCall(x_q, x_k, values, Rows(features), mask, offset=lagged), None
-    plain = LinearCall(x_q * root, x_k * root, values, Rows(features), mask, offset=lagged)
+    plain = LinearCall(_times(x_q, scale), _times(x_k, scale), values, Rows(features), mask, offset=lagged)
     phi_q = encoding.encode_q(features(plain.q), queries, 1.0, codes)
     phi_k = encoding.encode_k(features(plain.k), keys, 1.0, codes)
     call = LinearCall(phi_q, phi_k, values, Rows(None), mask, offset=lagged)
@@ -214,6 +214,11 @@ def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Posi
     states = encoding.prepare(call.q, call.k, queries, keys)
     offset = consecutive(queries, keys) if call.offset is not None else None
     return replace(call, bias=encoding, states=states, offset=offset if offset == call.offset else None)
+
+
+def _times(x: Tensor, scale: float) -> Tensor:
+    """Queries and keys share the factor of their product."""
+    return x if scale == 1 else x * math.sqrt(scale)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Stack(nn.Module):
         positions: object = None,
         key_mask: Tensor | None = None,
         segments: Tensor | None = None,
-        streams: list[Stream] | None = None,
+        streams: list[Stream | KernelStream] | None = None,
     ) -> Tensor:
         """x (batch, n, dim) to the same shape, normalised. positions, key_mask, segments: as in `relpos.attention`."""
         if self.absolute is not None:

@@ -9,7 +9,7 @@ causal sum at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,8 +57,8 @@ class _Plan:
     causal: bool
     cell: int
     phi: Rows
-    arrive: tuple[Tensor, Tensor]  # (heads, block, 1): factor of each key of a segment when it joins the sum of a side
-    stay: tuple[Tensor, Tensor]  # (heads, 1, 1): factor of a sum while the queries move on by a block
+    arrive: tuple[Tensor, ...] | None  # (heads, block, 1): factor of each key of a segment when it joins a side's sum
+    stay: tuple[Tensor, ...] | None  # (heads, 1, 1): factor of a sum while the queries move on by a block; None: 1
 
     @property
     def count(self) -> int:
@@ -114,12 +114,12 @@ def banded(
         generator = generator.masked_fill(torch.arange(generator.shape[1], device=x_q.device) > reach + block - 1, 0)
     tile = toeplitz(generator, block)  # (heads, block, window), lag = column - row - reach
     edges = band.near[:, :1] * band.decay(0, steps), band.near[:, -1:] * band.decay(1, block - 1 - steps)
-    full = torch.tensor([block], device=x_q.device)
-    plan = _Plan(
-        x_q.shape[2], x_k.shape[2], offset, reach, block, causal, cell, phi,
-        (band.decay(0, block - steps).detach()[..., None], band.decay(1, 1 + steps).detach()[..., None]),
-        (band.decay(0, full).detach()[..., None], band.decay(1, full).detach()[..., None]),
-    )  # fmt: skip
+    arrive = stay = None
+    if band.rates is not None:
+        full = torch.tensor([block], device=x_q.device)
+        arrive = tuple(band.decay(side, d).detach()[..., None] for side, d in ((0, block - steps), (1, 1 + steps)))
+        stay = tuple(band.decay(side, full).detach()[..., None] for side in (0, 1))
+    plan = _Plan(x_q.shape[2], x_k.shape[2], offset, reach, block, causal, cell, phi, arrive, stay)
     tensors = (x_q, x_k, values, tile, *(edge[..., None] for edge in edges))
     out: Tensor = _Banded.apply(plan, tails, *tensors, *phi.parameters)  # type: ignore[no-untyped-call]
     return out
@@ -149,20 +149,36 @@ def _near(plan: _Plan, x_q: Tensor, x_k: Tensor, tile: Tensor) -> Iterator[_Near
             yield _Near(slice(i0, i1), slice(j0, j1), phi_q, phi_k, phi_q @ phi_k.transpose(-1, -2), part)
 
 
-def _sums(
-    plan: _Plan, side: int, x_k: Tensor, values: Tensor, width: int | None = None
-) -> Iterator[tuple[int, Tensor | None]]:
-    """Each block with the running sum that it reads, (batch, heads, features, width); None where it is empty."""
+def _arriving(plan: _Plan, side: int, t: int, x_k: Tensor) -> tuple[slice, Tensor] | None:
+    """The keys of segment t, and their features as they join the sum of a side; None where there are none."""
+    j0, j1, place = plan.segment(side, t)
+    if j0 >= j1:
+        return None
+    features = plan.phi(x_k[:, :, j0:j1])
+    if plan.arrive is not None:
+        features = features * plan.arrive[side][:, place : place + j1 - j0]
+    return slice(j0, j1), features
+
+
+def _sums(plan: _Plan, side: int, x_k: Tensor, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The queries of each block with the running sum that they read, (batch, heads, features, width)."""
     running: Tensor | None = None
     for t in plan.steps(side):
-        if 0 <= t < plan.count:
-            yield t, running
-        j0, j1, place = plan.segment(side, t)
-        running = None if running is None else running * plan.stay[side]
-        if j0 < j1:
-            arriving = values[:, :, j0:j1] * plan.arrive[side][:, place : place + j1 - j0]
-            joined = plan.phi(x_k[:, :, j0:j1]).transpose(-1, -2) @ arriving
+        if 0 <= t < plan.count and running is not None:
+            yield slice(*plan.queries(t)), running
+        if running is not None and plan.stay is not None:
+            running = running * plan.stay[side]
+        found = _arriving(plan, side, t, x_k)
+        if found is not None:
+            joined = found[1].transpose(-1, -2) @ values[:, :, found[0]]
             running = joined if running is None else running + joined
+
+
+def _materialised(plan: _Plan, x_q: Tensor, x_k: Tensor, width: int) -> tuple[_Plan, Tensor, Tensor]:
+    """The features of all rows at once where they are no wider than the values: quicker, and of the same order."""
+    if plan.phi.module is None or plan.phi(x_q[:1, :1, :1]).shape[-1] > width:
+        return plan, x_q, x_k
+    return replace(plan, phi=Rows(None)), plan.phi(x_q), plan.phi(x_k)
 
 
 class _Banded(torch.autograd.Function):
@@ -171,28 +187,31 @@ class _Banded(torch.autograd.Function):
         tile, edges = rest[0].contiguous(), rest[1:3]
         ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
         ctx.save_for_backward(x_q, x_k, values, tile, *edges)
+        plan, x_q, x_k = _materialised(plan, x_q, x_k, values.shape[-1])
         out = values.new_zeros(*x_q.shape[:3], values.shape[-1])
         for near in _near(plan, x_q, x_k, tile):
             out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
         for side in ctx.sides:
-            for t, running in _sums(plan, side, x_k, values):
-                if running is not None:
-                    i0, i1 = plan.queries(t)
-                    read = plan.phi(x_q[:, :, i0:i1]) @ running
-                    out[:, :, i0:i1].addcmul_(read, edges[side][:, : i1 - i0].expand_as(read))
+            for rows, running in _sums(plan, side, x_k, values):
+                factor = edges[side][:, : rows.stop - rows.start]
+                out[:, :, rows] += (plan.phi(x_q[:, :, rows]) * factor) @ running
         return out
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        plan: _Plan = ctx.plan
         x_q, x_k, values, tile, *edges = ctx.saved_tensors
-        into = _Gradients(plan, x_q, x_k, values, tile, edges)
-        into.near(grad)
+        plan, f_q, f_k = _materialised(ctx.plan, x_q, x_k, values.shape[-1])
+        into = _Gradients(plan, f_q, f_k, values, tile, edges)
+        into.near(grad, ctx.needs_input_grad[5])
         for side in ctx.sides:
             into.reads(side, grad)
             into.joins(side, grad)
-        return (None, None, into.q, into.k, into.values, into.tile, *into.edges, *into.parameters)
+        g_q, g_k, g_phi = into.q, into.k, into.parameters
+        if plan is not ctx.plan:
+            (g_q, of_q), (g_k, of_k) = (ctx.plan.phi.back(x, g) for x, g in ((x_q, g_q), (x_k, g_k)))
+            g_phi = [a + b for a, b in zip(of_q, of_k)]
+        return None, None, g_q, g_k, into.values, into.tile, *into.edges, *g_phi
 
 
 class _Gradients:
@@ -212,13 +231,14 @@ class _Gradients:
         for total, part in zip(self.parameters, parameters):
             total += part
 
-    def near(self, grad: Tensor) -> None:
+    def near(self, grad: Tensor, to_tile: bool) -> None:
         for near in _near(self.plan, self.x_q, self.x_k, self.weights):
             g = grad[:, :, near.q]
             by_weight = g @ self.v[:, :, near.k].transpose(-1, -2)
-            first = near.k.start - self.plan.window(near.q.start // self.plan.block)[0]
-            rows, columns = near.products.shape[-2:]
-            self.tile[:, :rows, first : first + columns] += (by_weight * near.products).sum(0)
+            if to_tile:
+                first = near.k.start - self.plan.window(near.q.start // self.plan.block)[0]
+                rows, columns = near.products.shape[-2:]
+                self.tile[:, :rows, first : first + columns] += (by_weight * near.products).sum(0)
             weights = near.products.mul_(near.tile)
             self.values[:, :, near.k] += weights.transpose(-1, -2) @ g
             by_product = by_weight.mul_(near.tile)
@@ -227,28 +247,31 @@ class _Gradients:
 
     def reads(self, side: int, grad: Tensor) -> None:
         """To the queries and the edge factors, through what each block read."""
-        for t, running in _sums(self.plan, side, self.x_k, self.v):
-            if running is not None:
-                rows = slice(*self.plan.queries(t))
-                g, factor = grad[:, :, rows], self.factors[side][:, : rows.stop - rows.start]
-                read = self.plan.phi(self.x_q[:, :, rows]) @ running
-                self.edges[side][:, : rows.stop - rows.start] += (read * g).sum((0, -1))[..., None]
-                self._add(self.x_q, self.q, rows, (g * factor) @ running.transpose(-1, -2))
+        for rows, running in _sums(self.plan, side, self.x_k, self.v):
+            count = rows.stop - rows.start
+            found = grad[:, :, rows] @ running.transpose(-1, -2)
+            through = self.plan.phi(self.x_q[:, :, rows]) * found
+            self.edges[side][:, :count] += through.sum((0, -1))[..., None]
+            self._add(self.x_q, self.q, rows, found.mul_(self.factors[side][:, :count]))
 
     def joins(self, side: int, grad: Tensor) -> None:
         """To keys and values, through the sum that they joined."""
         plan = self.plan
         after: Tensor | None = None  # gradient of the sum as it stands after segment t
         for t in reversed(plan.steps(side)):
-            j0, j1, place = plan.segment(side, t)
-            if after is not None and j0 < j1:
-                keys = slice(j0, j1)
-                arrive = plan.arrive[side][:, place : place + j1 - j0]
-                self.values[:, :, keys] += (plan.phi(self.x_k[:, :, keys]) @ after) * arrive
-                self._add(self.x_k, self.k, keys, (self.v[:, :, keys] * arrive) @ after.transpose(-1, -2))
-            after = None if after is None else after * plan.stay[side]
+            found = None if after is None else _arriving(plan, side, t, self.x_k)
+            if after is not None and found is not None:
+                keys, features = found
+                self.values[:, :, keys] += features @ after
+                back = self.v[:, :, keys] @ after.transpose(-1, -2)
+                if plan.arrive is not None:
+                    place = plan.segment(side, t)[2]
+                    back *= plan.arrive[side][:, place : place + back.shape[2]]
+                self._add(self.x_k, self.k, keys, back)
+            if after is not None and plan.stay is not None:
+                after = after * plan.stay[side]
             if 0 <= t < plan.count:
                 rows = slice(*plan.queries(t))
-                factor = self.factors[side][:, : rows.stop - rows.start]
-                read = plan.phi(self.x_q[:, :, rows]).transpose(-1, -2) @ (grad[:, :, rows] * factor)
+                queries = plan.phi(self.x_q[:, :, rows]) * self.factors[side][:, : rows.stop - rows.start]
+                read = queries.transpose(-1, -2) @ grad[:, :, rows]
                 after = read if after is None else after + read
