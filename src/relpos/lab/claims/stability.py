@@ -52,11 +52,11 @@ presets: dict[str, dict[str, Any]] = {
         "count": 8, "length": 16, "judged": 2,
     },
     "demo": {
-        **_COMMON, "steps": 400, "batch": 8, "rates": [3e-3, 3e-2], "seeds": [0], "dim": 64, "depth": 2, "heads": 2,
+        **_COMMON, "steps": 400, "batch": 8, "rates": [1e-2, 1e-1], "seeds": [0], "dim": 64, "depth": 2, "heads": 2,
         "count": 32, "length": 128, "judged": 32,
     },
     "results": {
-        **_COMMON, "steps": 1000, "batch": 8, "rates": [1e-3, 3e-3, 1e-2, 3e-2], "seeds": [0, 1], "dim": 64, "depth": 2,
+        **_COMMON, "steps": 1000, "batch": 8, "rates": [1e-2, 3e-2, 1e-1], "seeds": [0, 1], "dim": 64, "depth": 2,
         "heads": 2, "count": 32, "length": 128, "judged": 48,
     },
 }  # fmt: skip
