@@ -105,6 +105,7 @@ def test_stability_is_judged_by_the_numbers() -> None:
     assert found.numbers["rates"]["NPRF"] == 1e-2 and found.numbers["rates"]["PRF"] == 1e-3
     assert "RPE closes 80% of the gap" in found.verdict and "unnormalised features 2 and 2" in found.verdict
     assert "PRF diverges at rate 0.01 and lags behind NPRF by 0.300 nats" in found.verdict
+    assert "is of softmax + RPE at rate 0.01: by 0.25 nats" in found.body
     assert "lost at step 40, 40" in found.body and "**1.905 ± 0.007**" in found.body and "| 3.200 |  |" in found.body
     assert judged(NPRF=[2.4, None]).holds is False  # the method itself was lost
     assert judged(softmax_RPE=[1.7, 2.0]).holds is False  # two thirds of the gap

@@ -112,9 +112,10 @@ def apart(higher: Spread, lower: Spread) -> bool:
 
 def sizes(s: Mapping[str, Any]) -> str:
     """What was trained and on what, in a sentence."""
+    judged = s["judged"] * s["length"] * max(BytesLM.multiples)
     return (
         f"{s['depth']} layers of width {s['dim']}, {s['heads']} heads, {s['steps']} steps of {s['batch']} x "
-        f"{s['length']} bytes of {s['dataset']}, AdamW with warm-up and cosine, gradients clipped at norm "
-        f"{s['clip']:g}, seeds {', '.join(map(str, s['seeds']))}; tested on "
-        f"{s['judged'] * s['length'] * max(BytesLM.multiples):,} bytes (fewer where the text is shorter)"
+        f"{s['length']} bytes of {s['dataset']}, AdamW, warm-up over {Settings.warmup:.0%} of the steps and a cosine, "
+        f"gradients clipped at norm {s['clip']:g}, seeds {', '.join(map(str, s['seeds']))}; tested on {judged:,} bytes "
+        "(fewer where the text is shorter)"
     )

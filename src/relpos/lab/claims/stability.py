@@ -8,8 +8,7 @@ by its loss on the validation split; what is reported is the loss on the test sp
 
 A run counts as lost where its loss stops being a finite number, or ends above that of the byte frequencies. The step
 at which it was lost is the one of the last finite loss, or the last at which the training loss, averaged over 25
-steps, was below the byte frequencies. The largest rise is how far that average ever climbed above its lowest value
-before.
+steps, was below the byte frequencies.
 """
 
 from __future__ import annotations
@@ -205,10 +204,6 @@ def _body(
 
     heads = [f"rate {rate:g}" for rate in s["rates"]]
     rows = {key: [text(key, rate) for rate in s["rates"]] for key in cells}
-    rises = {
-        key: [f"{max(cell['rise'] for cell in own if cell['rate'] == rate):.2f}" for rate in s["rates"]]
-        for key, own in cells.items()
-    }
     trivial = {f"*{key}*": [f"{loss:.3f}"] + [""] * (len(heads) - 1) for key, loss in baselines.items()}
     method = (__doc__ or "").split("\n\n", 1)[1].strip()
     return "\n\n".join(
@@ -217,11 +212,21 @@ def _body(
             "## Nats a byte on the test text\n\n" + markdown_table("model", heads, rows | trivial),
             "Mean ± standard deviation over seeds. Bold: the rate chosen on the validation split. In italics: "
             "predictors that need no training, on the same bytes.",
-            "## The largest rise of the training loss\n\n" + markdown_table("model", heads, rises),
-            f"Nats, the worst of the seeds, of means over {CHUNK} steps: how unsteady a training was that was not "
-            "lost.",
+            _steadiness(cells),
             f"## How it was done\n\n{method}\n\nHere: {sizes(s)}; {s['count']} random features a head.",
         ]
+    )
+
+
+def _steadiness(cells: Mapping[str, Sequence[Cell]]) -> str:
+    """The largest rise among the runs that were not lost, in a sentence."""
+    kept = [(cell["rise"], key, cell["rate"]) for key, own in cells.items() for cell in own if cell["lost"] is None]
+    if not kept:
+        return "Every run was lost."
+    much, key, rate = max(kept)
+    return (
+        f"Of the runs that were not lost, the one whose training loss (mean over {CHUNK} steps) rose most above its "
+        f"lowest value before is of {key} at rate {rate:g}: by {much:.2f} nats."
     )
 
 
