@@ -151,6 +151,11 @@ def test_extrapolation_is_judged_by_the_numbers() -> None:
     lost = lengths(**{"SPE_Gaussian": [2.0, 2.0, 2.0, 2.05]})
     assert lost.holds is False and lost.numbers["keeps"]["SPE, exact"]
     assert lengths(learned=[1.9, 1.9, 1.9, 1.9]).holds is False  # an absolute encoding kept its loss
+    idle = lengths(sinusoidal=[3.2, 3.2, 3.2, 3.2])
+    assert idle.holds and idle.numbers["idle"] == ["sinusoidal"]
+    assert "left out of the judgement: sinusoidal." in idle.verdict
+    assert lengths(sinusoidal=[3.2] * 4, learned=[3.2] * 4).holds is None  # nobody to compare with
+    assert lengths(**{"SPE_Gaussian": [3.2] * 4}).holds is None
     refused = lengths(learned=[1.9, None, None, None])
     assert (
         refused.holds
