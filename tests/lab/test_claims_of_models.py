@@ -124,7 +124,7 @@ def test_a_gap_is_closed_by_its_share() -> None:
     assert stability.gap_closed(1.0, 2.0, 1.0) is None
 
 
-def lengths(**changes: list[float | None]) -> Any:
+def lengths(**changes: Any) -> Any:
     rows: dict[str, list[float | None]] = {key: [2.0, 2.0, 2.0, 2.01] for key in extrapolation.CONTESTANTS}
     rows |= {"sinusoidal": [1.9, 2.2, 2.8, 3.5], "learned": [1.9, 2.3, 2.7, 3.0]}
     rows |= {key.replace("_", ", "): value for key, value in changes.items()}
