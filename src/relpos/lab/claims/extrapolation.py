@@ -185,7 +185,7 @@ def conclude(
         "changes": {key: None if change is None else change.mean for key, change in changes.items()},
     }  # fmt: skip
     body = _body(spreads, changes, noise, lengths, s, baselines)
-    return Finding(holds, verdict, numbers, body, {name: _picture(cells, spreads, lengths, s)})
+    return Finding(holds, verdict, numbers, body, {name: _picture(cells, spreads, lengths, s, idle)})
 
 
 def _idle(found: Spread | None, unigram: float) -> bool:
@@ -232,6 +232,7 @@ def _body(
     return "\n\n".join(
         [
             f"![Loss by context length and by position]({PICTURES}/{name}.png)",
+            "Dotted: the training length. What has learned nothing is not drawn.",
             "## Nats a byte on the same test bytes\n\n" + markdown_table("encoding", heads, rows | trivial),
             "Mean ± standard deviation over seeds; change: from the shortest to the longest, seed by seed. In italics: "
             "predictors that need no training, at the training length.",
@@ -256,8 +257,11 @@ def _picture(
     spreads: Mapping[str, Mapping[int, Spread | None]],
     lengths: Mapping[int, int],
     s: Mapping[str, Any],
+    idle: Sequence[str],
 ) -> bytes:
-    """Loss by context length, and by position inside the longest context, both with the training length marked."""
+    """Loss by context length, and by position inside the longest context, both with the training length marked.
+
+    Those that have learned nothing are left out, because their loss would press the others together."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
@@ -268,6 +272,8 @@ def _picture(
         figure = Figure(figsize=(10.4, 4.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         for index, (key, own) in enumerate(cells.items()):
+            if key in idle and len(idle) < len(cells):
+                continue
             style = look(index)
             known = [(lengths[multiple], found) for multiple, found in spreads[key].items() if found is not None]
             deviations = [found.deviation or 0.0 for _, found in known]
