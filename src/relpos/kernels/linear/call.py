@@ -20,8 +20,11 @@ class Sums(NamedTuple):
     shift: Tensor
 
     def plus(self, other: Sums) -> Sums:
-        top = torch.maximum(self.shift, other.shift)
-        return Sums(self.total * (self.shift - top).exp() + other.total * (other.shift - top).exp(), top)
+        shifts = [x.shift.masked_fill(x.total.detach()[..., -1:] == 0, -torch.inf) for x in (self, other)]
+        top = torch.maximum(*shifts)  # a row that sees nothing here must not push the other's sum out of range
+        top = top.masked_fill(top == -torch.inf, 0)
+        mine, others = ((shift - top).exp() for shift in shifts)
+        return Sums(self.total * mine + other.total * others, top)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class _Weights:
         self.shared: Tensor | None = None  # exp of the whole generator, where one factor serves all rows
         if set(states) == {"lags"} and spread_of(states["lags"].tensor) <= SAFE[dtype]:
             lags = states["lags"].tensor.detach()
+            lags = lags.to(torch.promote_types(lags.dtype, dtype))
             self.top = _finite(lags.amax(-1, keepdim=True))
             self.shared = (lags - self.top).exp().to(dtype)
 
