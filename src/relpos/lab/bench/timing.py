@@ -26,8 +26,9 @@ Tick = Callable[[float, str], None]  # share of the problem that is done, who ha
 class Patience:
     """Rounds at least; and up to five times as many while a problem takes less than `seconds`.
 
-    long   seconds of a call from which a contestant takes three rounds, whatever the others do
-    once   seconds from which its first call is its only one
+    long      seconds of a call from which a contestant is called three times, the first call included
+    once      seconds from which its first call is its only one
+    between   contestants between two measurements of the floor
     """
 
     rounds: int
@@ -35,6 +36,14 @@ class Patience:
     seconds: float
     long: float = math.inf
     once: float = math.inf
+    between: int = BETWEEN
+
+    def turns_for(self, entrant: _Entrant, rounds: int) -> int:
+        if entrant.once >= self.once:
+            return 0
+        if entrant.once >= self.long:
+            return min(rounds, SLOW_ROUNDS) - 1
+        return min(rounds, SLOW_ROUNDS) if entrant.contestant.slow else rounds
 
     def rounds_for(self, one_round: float) -> int:
         fitting = int(self.seconds / max(one_round, 1e-9))
@@ -47,7 +56,6 @@ class _Entrant:
     work: Callable[[], Any]
     once: float = 0.0  # seconds of a warm call
     calls: int = 1
-    slow: bool = False
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -78,12 +86,12 @@ def race(
     """Times the contestants on one problem; a row for each, with its numbers or with why it was skipped.
 
     Every round visits all of them, starting one further than the last; the floor runs before, after and after each
-    group of three.
+    group of `patience.between`.
     """
     inputs = problem.inputs()
     base = _enter(floor, problem, inputs, patience)
     entrants, rows = [], []
-    one_round = (2 + len(others) / BETWEEN) * base.calls * base.once
+    one_round = (2 + len(others) / patience.between) * base.calls * base.once
     for index, contestant in enumerate(others):
         tick(index / len(others) / (patience.rounds + 1), f"{contestant.name} warms up")
         try:
@@ -92,15 +100,15 @@ def race(
             rows.append(_row(contestant, problem, skipped=str(refusal)))
             continue
         entrants.append(entrant)
-        if entrant.once >= patience.once:
+        if entrant.once >= patience.long:
             entrant.samples.append(Sample(entrant.once, base.once, base.once))
-        else:
+        if entrant.once < patience.once:
             one_round += entrant.calls * entrant.once
     floors: list[float] = []
-    turns = list(_turns([e for e in entrants if not e.samples], patience.rounds_for(one_round)))
+    turns = list(_turns(entrants, patience, patience.rounds_for(one_round)))
     gc.collect()
     for number, due in enumerate(turns):
-        for done, name in enumerate(_round(due, base, problem.device, floors)):
+        for done, name in enumerate(_round(due, base, problem.device, floors, patience.between)):
             tick((number + 1 + (done + 1) / len(due)) / (len(turns) + 1), name)
     rows += [_row(e.contestant, problem, samples=e.samples) for e in entrants]
     return [_floor_row(floor, problem, floors), *rows]
@@ -116,25 +124,24 @@ def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: P
         entrant.once = seconds(entrant.work, problem.device) if first < 1 else first
     except Exception as error:
         raise Refused(reason(error)) from error
-    entrant.slow = contestant.slow or entrant.once >= patience.long
-    entrant.calls = 1 if entrant.slow else max(1, math.ceil(patience.sample / max(entrant.once, 1e-9)))
+    entrant.calls = 1 if contestant.slow else max(1, math.ceil(patience.sample / max(entrant.once, 1e-9)))
     return entrant
 
 
-def _turns(entrants: list[_Entrant], rounds: int) -> Iterator[list[_Entrant]]:
+def _turns(entrants: list[_Entrant], patience: Patience, rounds: int) -> Iterator[list[_Entrant]]:
     """Who runs in each round, in which order."""
-    slow = thinned(rounds, SLOW_ROUNDS)
+    turns = [thinned(rounds, patience.turns_for(entrant, rounds)) for entrant in entrants]
     for turn in range(rounds):
-        due = [e for e in entrants if not e.slow or turn in slow]
+        due = [entrant for entrant, own in zip(entrants, turns, strict=True) if turn in own]
         start = turn % max(1, len(due))
         yield due[start:] + due[:start]
 
 
-def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]) -> Iterator[str]:
+def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float], between: int) -> Iterator[str]:
     """Runs one round; names each contestant that had its turn."""
     before = seconds(base.work, device, base.calls)
     floors.append(before)
-    for group in _groups(due):
+    for group in _groups(due, between):
         taken = []
         for entrant in group:
             taken.append(seconds(entrant.work, device, entrant.calls))
@@ -146,9 +153,9 @@ def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]
         before = after
 
 
-def _groups(due: list[_Entrant]) -> Iterator[list[_Entrant]]:
-    for start in range(0, len(due), BETWEEN):
-        yield due[start : start + BETWEEN]
+def _groups(due: list[_Entrant], between: int) -> Iterator[list[_Entrant]]:
+    for start in range(0, len(due), between):
+        yield due[start : start + between]
 
 
 def _row(

@@ -17,7 +17,8 @@ from relpos.lab.bench.problem import Problem
 from relpos.lab.bench.settings import Settings
 from relpos.lab.bench.timing import Patience, Tick, race
 
-LONG, ONCE = 2.0, 8.0  # seconds of a call from which there are three, and only one
+LONG, ONCE = 1.5, 8.0  # seconds of a call from which there are three, and only one
+BETWEEN = 4  # contestants between two runs of the one that keeps the pace
 RIVALS_DEEPEST = 8192  # tokens up to which the memory of those that are not linear is measured
 SWEPT = 8192  # tokens at which the number of features varies
 
@@ -37,7 +38,7 @@ class LinearSettings(Settings):
     features: tuple[int, ...] = (16, 64, 256)
     rounds: int = 3
     sample: float = 0.05
-    patience: float = 6.0
+    patience: float = 4.0
     decode_steps: int = 65536
     equal_steps: int = 1024  # decoded tokens that are compared with the parallel result
     tokens: int = 1024  # of the part on stochastic encoding
@@ -51,7 +52,7 @@ class LinearBench(Bench):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         s = self.settings
-        self.patience = Patience(s.rounds, s.sample, s.patience, LONG, ONCE)
+        self.patience = Patience(s.rounds, s.sample, s.patience, LONG, ONCE, BETWEEN)
         self.results["stochastic"] = []
 
     def problem(self, n: int, causal: bool, backward: bool) -> Problem:

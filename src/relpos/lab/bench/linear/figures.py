@@ -40,7 +40,7 @@ def _decoding(results: dict[str, Any]) -> Figure:
         places = [s["cache"] for s in steps]
         left.plot(places, [1e3 * s["seconds"] for s in steps], label=row["title"], **style)
         if "total" in steps[-1]:
-            right.plot(places, [s["total"] for s in steps], label=f"{row['title']}, all tokens", **style)
+            right.plot(places, [s["total"] for s in steps], label=row["title"], **style)
             unit = steps[-1]["total"] / growth(places[-1])
             guide = [unit * growth(n) for n in places]
             right.plot(places, guide, color=GREY, linestyle=":", label="in proportion to n log² n")

@@ -107,10 +107,10 @@ def introduction(results: Results) -> str:
 def method(results: Results) -> list[str]:
     lines = [
         "All contestants take turns in one process, round by round, each round starting one further than the last; "
-        "kernelised attention without encoding keeps the pace: it runs before and after every three of them, at all "
-        "lengths. Before that, one or two calls of each warm up. Medians of five rounds or more, and of three where a "
-        f"problem is long or a call takes over 2 s (marked; below {FEW} rounds a cell says how many); what takes over "
-        "8 s was called once, without a call before it.",
+        "kernelised attention without encoding keeps the pace: it runs before and after every four of them, at all "
+        "lengths. Before that, one or two calls of each warm up. Medians of five rounds or more where that is quick, "
+        f"else of three: below {FEW} a cell says how many. Of calls over 1.5 s the warm-up is the first of the three; "
+        "what takes over 8 s was called once, without a call before it.",
         "The literal algorithm is Luo et al. 2021, Algorithm 1, with real FFTs of a 5-smooth length and autograd's "
         "backward pass; the table of 2n-1 lags is the same as that of ours. The figures on the free table are stated "
         "for attention to all keys. A crossover is the smallest length measured from which on all are faster.",
