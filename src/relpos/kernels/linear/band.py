@@ -76,7 +76,7 @@ class _Plan:
         """Blocks in the order in which the sum of a side grows; the first ones may have keys only."""
         low, high = self.window(0)
         if side == 0:
-            return range(-max(0, -(-min(low, self.n_k) // self.block)) if low > 0 else 0, self.count)
+            return range(low // -self.block if low > 0 else 0, self.count)  # from the first key on
         last = max(self.count - 1, (self.n_k - high) // self.block + 1)
         return range(last, -1, -1)
 
