@@ -23,7 +23,7 @@ from relpos.kernels.linear.rows import Rows
 from relpos.kernels.spectrum import ELEMENTS, Scratch, fast_length, generator_of, spectrum, spread
 
 GROUP = 16  # features whose rows are kept at a time
-ROWS = 4096  # rows whose features are made at a time
+MADE = 2**20  # features made at a time, over all batch rows and heads
 GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly
 CELL = 1024  # side of the diagonal squares that a causal sum takes directly
@@ -155,11 +155,16 @@ class _Far(torch.autograd.Function):
         return (None, None, *g_x, g_v.transpose(-1, -2), g_c_whole, *g_p)
 
 
+def _slices(phi: Rows, x: Tensor) -> Iterator[slice]:
+    """Rows whose features are made at a time: fewer where they are many, so that memory does not depend on it."""
+    step = max(64, MADE // (x.shape[0] * x.shape[1] * phi(x[:1, :1, :1]).shape[-1]))
+    return (slice(first, first + step) for first in range(0, x.shape[2], step))
+
+
 def features_of(phi: Rows, x: Tensor, features: slice) -> Tensor:
     """Some features of all rows, (batch, heads, features, n), contiguous by feature."""
     found = x.new_empty(*x.shape[:2], features.stop - features.start, x.shape[2])
-    for first in range(0, x.shape[2], ROWS):
-        rows = slice(first, first + ROWS)
+    for rows in _slices(phi, x):
         found[..., rows] = phi(x[:, :, rows])[..., features].transpose(-1, -2)
     return found
 
@@ -167,9 +172,8 @@ def features_of(phi: Rows, x: Tensor, features: slice) -> Tensor:
 def back_of(phi: Rows, x: Tensor, grad: Tensor, features: slice, into: Tensor) -> list[Tensor]:
     """Adds to the gradient of x what that of `features_of` gives; returns the gradients of phi's parameters."""
     totals = [torch.zeros_like(p) for p in phi.parameters]
-    for first in range(0, x.shape[2], ROWS):
-        rows = slice(first, first + ROWS)
-        width = phi(x[:, :, :1]).shape[-1]
+    width = phi(x[:1, :1, :1]).shape[-1]
+    for rows in _slices(phi, x):
         whole = nn.functional.pad(grad[..., rows].transpose(-1, -2), (features.start, width - features.stop))
         found, parameters = phi.back(x[:, :, rows], whole)
         into[:, :, rows] += found
