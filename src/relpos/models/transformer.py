@@ -153,7 +153,7 @@ class Transformer(Stack):
         **options: Any,
     ) -> None:
         if vocabulary < 1:
-            raise ValueError(f"vocabulary is positive, got {vocabulary}")
+            raise ValueError(f"a vocabulary has at least one token, got vocabulary={vocabulary}")
         super().__init__(dim, depth, heads, encoding, causal=causal, **options)
         self.vocabulary = vocabulary
         self.embedding = nn.Embedding(vocabulary, dim)

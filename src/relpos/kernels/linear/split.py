@@ -75,7 +75,7 @@ def split(
     cell = CELL if causal else 0
     direct = banded(x_q, x_k, values, band, phi, offset, causal, tails=False, cell=cell)
     jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
-    return direct + transformed(x_q, x_k, values, beyond, phi, jobs) if jobs else direct
+    return direct.add_(transformed(x_q, x_k, values, beyond, phi, jobs)) if jobs else direct
 
 
 def transformed(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, jobs: list[Rectangle]) -> Tensor:
