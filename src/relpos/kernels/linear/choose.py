@@ -14,14 +14,16 @@ from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.call import LinearCall, Sums
 from relpos.kernels.linear.documents import Documents
 from relpos.kernels.linear.line import Line, laid_out, line_of
-from relpos.kernels.linear.split import NEAR, noise, split
+from relpos.kernels.linear.split import noise, split
 from relpos.kernels.linear.tiles import SAFE, dense, spread_of, tiled
 
 SMALL = 2**16  # scores a head up to which one dense product is the quickest
 FREE = 3072**2  # scores a head from which FFT is quicker than direct tiles; five times as many in causal attention,
 # where tiles skip half of them and the FFT works on rectangles
 CELLS = 2304**2  # the same for a grid, four times as many in causal attention
-TRUSTED = 2e-5  # estimated relative error of a denominator up to which a float32 FFT is taken at its word
+TRUSTED = {torch.float32: 2e-5, torch.float64: 1e-10}  # estimated relative error of a denominator up to which the FFT
+# is taken at its word, by the type of the inputs
+CHUNK = 256  # rows that are searched for NaN at a time
 
 
 def band(call: LinearCall) -> Sums:
@@ -32,16 +34,18 @@ def band(call: LinearCall) -> Sums:
         tail = call.bias.tail()
         assert tail is not None
         reach, rates, near = tail.reach, tail.rates, _near(call.bias, tail.reach, call.q)
+    near = near.to(torch.promote_types(near.dtype, call.q.dtype))
     top = _top(near)
     weights = Band((near - top).exp().to(call.q.dtype), reach, rates)
     total = banded(call.q, call.k, call.values, weights, call.phi, call.offset, call.causal)
     return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
 
 
-def free(call: LinearCall, near: int = NEAR) -> Sums:
+def free(call: LinearCall, near: int | None = None) -> Sums:
     """O(n log n): a band of direct sums and FFT for the rest, for a bias that is free at every lag."""
     assert call.offset is not None and call.bias is not None
     lags = call.states["lags"].tensor
+    lags = lags.to(torch.promote_types(lags.dtype, call.q.dtype))
     top = _top(lags)
     c = (lags - top).exp().to(call.q.dtype)
     total = split(call.q, call.k, call.values, c, call.phi, call.offset, call.causal, near)
@@ -158,11 +162,13 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
     if documents is not None:
         return documents.joined([run(part, kernel) for part in documents.calls])
     name, _ = pick(call, kernel)
-    call = _precise(call, name)
-    sums = KERNELS[name](call)
-    if call.causal and not bool(torch.isfinite(sums.total.detach().sum())):
-        sums = _unpoisoned(call, name)
-    return _checked(call, name, sums)
+    trusted = TRUSTED[call.q.dtype]
+    call = _precise(call, name).at_once()
+    sums = _sound(call, name, trusted)
+    hides = call.causal or call.mask.q_segments is not None
+    if hides and not bool(torch.isfinite(sums.total.detach().sum())):
+        return _unpoisoned(call, name, trusted, sums)
+    return sums
 
 
 def _precise(call: LinearCall, name: str) -> LinearCall:
@@ -177,53 +183,68 @@ def _precise(call: LinearCall, name: str) -> LinearCall:
     return call.to(torch.float64) if spread > SAFE[torch.float32] else call
 
 
-def _checked(call: LinearCall, name: str, sums: Sums) -> Sums:
+def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
     """The sums, or better ones where rounding or underflow has eaten a denominator: no row is ever made up.
 
-    A row whose near keys are hidden may have weights too small for a factor that all rows share; direct tiles give
-    each row its own. Where the FFT's rounding, which is in proportion to the largest far weight, could reach a row
-    whose own sum is small, float64 takes over.
+    The FFT's rounding is in proportion to the largest far weight; where it could reach a row whose own sum is small,
+    float64 takes over, and where that is not enough, direct tiles. A row whose near keys are hidden may have weights
+    too small for a factor that all rows share; tiles give each row its own.
     """
+    sums = KERNELS[name](call)
     if name in DIRECT or call.bias is None:
         return sums
-    below = sums.total.detach()[..., -1]
-    if bool((below == 0).any()):
-        return tiled(call)
-    if name != "band" and call.q.dtype == torch.float32 and float(_noise(call, below).amax()) > TRUSTED:
-        return KERNELS[name](call.to(torch.float64))
-    return sums
+    below = sums.total.detach()[..., -1].abs().masked_fill(~_sees(call), torch.inf)
+    if name != "band" and float(_noise(call, below).amax()) > trusted:
+        return tiled(call) if call.q.dtype == torch.float64 else _sound(call.to(torch.float64), name, trusted)
+    limits = torch.finfo(below.dtype)
+    return tiled(call) if bool((below < limits.tiny / limits.eps).any()) else sums
+
+
+@torch.no_grad()
+def _sees(call: LinearCall) -> Tensor:
+    """Which rows see a key that is not padding, (batch, heads, n_q), where visibility is a matter of the order."""
+    real = call.values.detach()[..., -1] != 0
+    if not call.causal:
+        return real.any(-1, keepdim=True).expand(call.shape[:3])
+    last = torch.arange(call.shape[2], device=real.device) + call.mask.offset  # a query's own place among the keys
+    counts = real.cumsum(-1)[..., last.clamp(0, call.shape[3] - 1)]
+    return (counts > 0) & (last >= 0)
 
 
 @torch.no_grad()
 def _noise(call: LinearCall, below: Tensor) -> Tensor:
-    """Estimated relative error of each row's denominator."""
+    """Estimated relative error of each row's denominator, whose size is `below`."""
     line = None if "lags" in call.states else line_of(call)
     if isinstance(line, Line):
         found = _noise_of(laid_out(call, line), line.near)[:, :, line.queries]
     else:
         found = _noise_of(call)
-    return found / below.abs()
+    return found / below
 
 
-def _noise_of(call: LinearCall, near: int = NEAR) -> Tensor:
+def _noise_of(call: LinearCall, near: int | None = None) -> Tensor:
     assert call.offset is not None
     lags = call.states["lags"].tensor.detach()
     c = (lags - _top(lags)).exp().to(call.q.dtype)
     return noise(call.q, call.k, c, call.phi, call.offset, call.causal, near)
 
 
-def _unpoisoned(call: LinearCall, name: str) -> Sums:
-    """A causal sum in which a key holds NaN or infinity: rows before it are what they are without it, to the last bit.
+def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums:
+    """Where a key holds NaN or infinity, rows that do not see it are what they are without it, to the last bit.
 
     0 * NaN is NaN, so the key is taken out of the products, and the rows that see it are NaN by decree.
     """
-    bad = ~(torch.isfinite(call.k).all(-1) & torch.isfinite(call.values).all(-1))  # (batch, heads, n_k)
-    hidden = bad.unsqueeze(-1)
+    with torch.no_grad():
+        finite = [torch.isfinite(call.phi(x)).all(-1) for x in torch.split(call.k, CHUNK, 2)]
+    bad = ~(torch.cat(finite, -1) & torch.isfinite(call.k).all(-1) & torch.isfinite(call.values).all(-1))
+    if not bool(bad.any()):
+        return sums
+    hidden = bad.unsqueeze(-1)  # (batch, heads, n_k, 1)
     clean = replace(call, k=call.k.masked_fill(hidden, 0), values=call.values.masked_fill(hidden, 0))
-    sums = KERNELS[name](clean)
+    sums = _sound(clean, name, trusted)
     rows = []
-    for i0 in range(0, call.shape[2], 256):
-        i1 = min(i0 + 256, call.shape[2])
+    for i0 in range(0, call.shape[2], CHUNK):
+        i1 = min(i0 + CHUNK, call.shape[2])
         j0, j1 = call.mask.keys(i0, i1)
         seen = call.mask.block(i0, i1, j0, j1, call.q.device)
         part = bad[:, :, None, j0:j1]
