@@ -183,6 +183,11 @@ class Elementwise(Features):
             raise ValueError(f"{type(self).__name__} has as many features as its input has columns; give dim to know")
         return self.dim
 
+    def _columns(self, x: Tensor) -> Tensor:
+        if self.dim not in (None, x.shape[-1]):
+            raise ValueError(f"{type(self).__name__} was built for rows of width {self.dim}, got {x.shape[-1]}")
+        return _wide(x)
+
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}"
 
@@ -193,7 +198,7 @@ class ELU1(Elementwise):
     reference = REFERENCES["linear"]
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.elu(_wide(x)) + 1
+        return nn.functional.elu(self._columns(x)) + 1
 
 
 class ReLU(Elementwise):
@@ -209,7 +214,7 @@ class ReLU(Elementwise):
         self.floor = floor
 
     def forward(self, x: Tensor) -> Tensor:
-        return _wide(x).clamp(min=0) + self.floor
+        return self._columns(x).clamp(min=0) + self.floor
 
 
 def named(name: str, dim: int, count: int | None = None, normalize: bool | None = None) -> Features:

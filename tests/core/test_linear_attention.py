@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -152,12 +152,12 @@ def test_every_encoding_and_kernel(name: str, causal: bool, small: None) -> None
         codes = encoding.sample(n_q, n_k, generator=seed(9)) if name == "spe" else None
         options: dict[str, Any] = {"features": f, "causal": causal, "codes": codes, "q_pos": q_pos}
         want = naive_linear(q, k, v, encoding, **options)
-        for kernel in ("auto", *KERNELS):
-            if kernel != "auto" and kernel not in serve:
+        for kernel in KERNELS:
+            if kernel not in serve:
                 with pytest.raises(Refusal, match=f'kernel "{kernel}" cannot serve'):
                     L(q, k, v, encoding, kernel=kernel, **options)
                 continue
-            agree(L(q, k, v, encoding, kernel=kernel, **options), want, leaves, 1e-11)
+            agree(L(q, k, v, encoding, kernel=kernel, **options), want, leaves, 5e-11)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -293,6 +293,7 @@ def test_prefix_consistency(kernel: str, small: None) -> None:
         torch.testing.assert_close(chunk, whole[:, :, t : t + 5], rtol=0, atol=1e-12)
 
 
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 40), shift=st.integers(-1000, 1000), causal=st.booleans(),
     name=st.sampled_from(["clip", "alibi", "error", "rope", "permuteformer"]),
@@ -307,6 +308,7 @@ def test_positions_may_start_anywhere(n: int, shift: int, causal: bool, name: st
     torch.testing.assert_close(moved, at_zero, rtol=0, atol=1e-11)
 
 
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 20), before=st.integers(0, 9), after=st.integers(0, 9), causal=st.booleans(),
     kernel=st.sampled_from(KERNELS), name=st.sampled_from(["clip", "alibi"]),
@@ -326,6 +328,7 @@ def test_padding_changes_nothing(n: int, before: int, after: int, causal: bool, 
         torch.testing.assert_close(got, alone, rtol=0, atol=1e-11)
 
 
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), causal=st.booleans(), kernel=st.sampled_from(KERNELS))
 def test_batch_rows_and_heads_are_apart(seed: int, causal: bool, kernel: str) -> None:
     """Permuting rows of the batch, or heads with their biases, permutes the output, to the last bit or nearly."""

@@ -19,6 +19,10 @@ class Sums(NamedTuple):
     total: Tensor
     shift: Tensor
 
+    def but(self, rows: Tensor, other: Sums) -> Sums:
+        """These, with the rows (batch, heads, n_q, 1) of another."""
+        return Sums(*(torch.where(rows, theirs, mine) for mine, theirs in zip(self, other, strict=True)))
+
     def plus(self, other: Sums) -> Sums:
         shifts = [x.shift.masked_fill(x.total.detach()[..., -1:] == 0, -torch.inf) for x in (self, other)]
         top = torch.maximum(*shifts)  # a row that sees nothing here must not push the other's sum out of range

@@ -184,20 +184,24 @@ def _precise(call: LinearCall, name: str) -> LinearCall:
 
 
 def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
-    """The sums, or better ones where rounding or underflow has eaten a denominator: no row is ever made up.
+    """The sums, with better ones of the rows whose denominator rounding or underflow has eaten: none is ever made up.
 
     The FFT's rounding is in proportion to the largest far weight; where it could reach a row whose own sum is small,
     float64 takes over, and where that is not enough, direct tiles. A row whose near keys are hidden may have weights
-    too small for a factor that all rows share; tiles give each row its own.
+    too small for a factor that all rows share; tiles give each row its own. Other rows keep every bit.
     """
     sums = KERNELS[name](call)
     if name in DIRECT or call.bias is None:
         return sums
     below = sums.total.detach()[..., -1].abs().masked_fill(~_sees(call), torch.inf)
-    if name != "band" and float(_noise(call, below).amax()) > trusted:
-        return tiled(call) if call.q.dtype == torch.float64 else _sound(call.to(torch.float64), name, trusted)
     limits = torch.finfo(below.dtype)
-    return tiled(call) if bool((below < limits.tiny / limits.eps).any()) else sums
+    lost = below < limits.tiny / limits.eps
+    if name != "band":
+        lost |= _noise(call, below) > trusted
+    if not bool(lost.any()):
+        return sums
+    wider = name != "band" and call.q.dtype != torch.float64
+    return sums.but(lost.unsqueeze(-1), _sound(call.to(torch.float64), name, trusted) if wider else tiled(call))
 
 
 @torch.no_grad()
@@ -233,15 +237,20 @@ def _noise_of(call: LinearCall, near: int = NEAR) -> Tensor:
 def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums:
     """Where a key holds NaN or infinity, rows that do not see it are what they are without it, to the last bit.
 
-    0 * NaN is NaN, so the key is taken out of the products, and the rows that see it are NaN by decree.
+    0 * NaN is NaN, so the key is taken out of the products, and the rows that see it are NaN by decree. A query that
+    holds one is taken out too, or a gradient of 0 times its features would be NaN in every key.
     """
-    with torch.no_grad():
-        finite = [torch.isfinite(call.phi(x)).all(-1) for x in torch.split(call.k, CHUNK, 2)]
-    bad = ~(torch.cat(finite, -1) & torch.isfinite(call.k).all(-1) & torch.isfinite(call.values).all(-1))
-    if not bool(bad.any()):
+    bad = _undefined(call, call.k) | ~torch.isfinite(call.values).all(-1)
+    bad_q = _undefined(call, call.q)
+    if not bool(bad.any() | bad_q.any()):
         return sums
     hidden = bad.unsqueeze(-1)  # (batch, heads, n_k, 1)
-    clean = replace(call, k=call.k.masked_fill(hidden, 0), values=call.values.masked_fill(hidden, 0))
+    clean = replace(
+        call,
+        q=call.q.masked_fill(bad_q.unsqueeze(-1), 0),
+        k=call.k.masked_fill(hidden, 0),
+        values=call.values.masked_fill(hidden, 0),
+    )
     sums = _sound(clean, name, trusted)
     rows = []
     for i0 in range(0, call.shape[2], CHUNK):
@@ -250,4 +259,12 @@ def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums
         seen = call.mask.block(i0, i1, j0, j1, call.q.device)
         part = bad[:, :, None, j0:j1]
         rows.append((part if seen is None else part & seen).any(-1).expand(*bad.shape[:2], i1 - i0))
-    return Sums(sums.total.masked_fill(torch.cat(rows, -1).unsqueeze(-1), torch.nan), sums.shift)
+    lost = torch.cat(rows, -1) | bad_q
+    return Sums(sums.total.masked_fill(lost.unsqueeze(-1), torch.nan), sums.shift)
+
+
+@torch.no_grad()
+def _undefined(call: LinearCall, x: Tensor) -> Tensor:
+    """Rows of x, (batch, heads, n), that are not finite or have no finite features."""
+    parts = torch.split(x, CHUNK, 2)
+    return ~torch.cat([torch.isfinite(part).all(-1) & torch.isfinite(call.phi(part)).all(-1) for part in parts], -1)
