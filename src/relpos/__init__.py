@@ -9,6 +9,7 @@ from __future__ import annotations
 from relpos import encodings, features, models, positions
 from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
+from relpos.kernels.toeplitz import toeplitz_matmul
 from relpos.mixers.functional import attention, explain
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention
@@ -34,4 +35,5 @@ __all__ = [
     "names",
     "positions",
     "register",
+    "toeplitz_matmul",
 ]

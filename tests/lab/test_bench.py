@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from relpos.lab.bench import main_attention, timing
+from relpos.lab.bench.attention import KIND
 from relpos.lab.bench.child import ask
-from relpos.lab.bench.contestants import CONTESTANTS, FLOOR, Contestant, chosen
+from relpos.lab.bench.contestants import ATTENTION, CONTESTANTS, FLOOR, Contestant, chosen
 from relpos.lab.bench.goals import goals
 from relpos.lab.bench.page import page
 from relpos.lab.bench.problem import Prepared, Problem, Refused, call
@@ -72,7 +73,7 @@ def test_contestants_of_one_bias_compute_the_same(causal: bool) -> None:
 
 
 def test_every_contestant_runs_or_says_why_not() -> None:
-    for contestant in CONTESTANTS.values():
+    for contestant in ATTENTION.values():
         problem = Problem(33, heads=2, dim=8, causal=True)
         if contestant.apart:
             with pytest.raises(Refused, match="no backward on the CPU"):
@@ -166,14 +167,14 @@ def test_a_quick_run_writes_every_contestant_or_its_reason(quick: tuple[Path, Pa
     assert len(modes) == 8 and not results["unfinished"]
     for mode in modes:
         rows = [row for row in results["timings"] if (row["n"], row["causal"], row["backward"]) == mode]
-        assert {row["contestant"] for row in rows} == set(CONTESTANTS)
+        assert {row["contestant"] for row in rows} == set(ATTENTION)
         assert all((row["skipped"] is None) == ("ratio" in row) for row in rows)
     peaks = {row["contestant"]: row for row in results["memory"]}
-    assert set(peaks) == set(CONTESTANTS) and peaks[FLOOR]["skipped"] is None and peaks[FLOOR]["peak"] >= 0
+    assert set(peaks) == set(ATTENTION) and peaks[FLOOR]["skipped"] is None and peaks[FLOOR]["peak"] >= 0
     assert all(row["skipped"] or row["difference"] < 1e-10 for row in results["decode"])
     assert results["rates"]["product"] > 0 and results["machine"]["threads"] == 1
     text = markdown.read_text()
-    assert all(contestant.title in text for contestant in CONTESTANTS.values())
+    assert all(contestant.title in text for contestant in ATTENTION.values())
     assert "## Forward + backward, causal" in text and "times mean nothing" in text
     for picture in ("time", "memory"):
         assert f"](a/{picture}.png)" in text
@@ -235,7 +236,7 @@ def invented(ratio: float, peak: float) -> dict[str, Any]:
             **base,
             **({"ratio": 9} if name == "materialised" else {}),
         }
-        for name in CONTESTANTS
+        for name in ATTENTION
         for n, c, b in modes
     ]
     memory = [
@@ -305,4 +306,4 @@ def test_page_of_invented_results_names_its_command() -> None:
         "command": "relpos bench x",
         "unfinished": False,
     }
-    assert "    relpos bench x\n" in page({**invented(1.0, 1e4), **more}, ".", [])
+    assert "    relpos bench x\n" in page(KIND, {**invented(1.0, 1e4), **more}, ".", [])

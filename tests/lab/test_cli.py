@@ -24,7 +24,18 @@ def relpos(*words: str, status: int = 0) -> str:
 
 
 @pytest.mark.parametrize(
-    "words", [["list"], ["show"], ["train"], ["compare"], ["report"], ["explain"], ["bench"], ["bench", "attention"]]
+    "words",
+    [
+        ["list"],
+        ["show"],
+        ["train"],
+        ["compare"],
+        ["report"],
+        ["explain"],
+        ["bench"],
+        ["bench", "attention"],
+        ["bench", "linear"],
+    ],
 )
 def test_every_help_has_an_example(words: list[str]) -> None:
     assert f"Example: relpos {words[0]}" in " ".join(relpos(*words, "--help").split())

@@ -198,6 +198,22 @@ def bench_attention(context: typer.Context) -> None:
     importlib.import_module("relpos.lab.bench").main_attention(context.args)
 
 
+@command(
+    bench,
+    name="linear",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench_linear(context: typer.Context) -> None:
+    """Time and peak memory of attention at linear cost, and of its decoding, against softmax.
+
+    Example: [bold]relpos bench linear[/bold]
+    """
+    if "--help" in context.args:
+        typer.echo("Example: relpos bench linear --lengths 4096,16384 --no-memory --no-decode\n")
+    importlib.import_module("relpos.lab.bench").main_linear(context.args)
+
+
 data.register(app, command)
 claim.register(app, command)
 

@@ -9,7 +9,7 @@ causal sum at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.diagonals import toeplitz
 from relpos.kernels.call import once
-from relpos.kernels.linear.rows import Rows, at_once, gradients
+from relpos.kernels.linear.rows import Rows
 
 LEAST = 128  # queries in a block, at least
 
@@ -76,7 +76,7 @@ class _Plan:
         """Blocks in the order in which the sum of a side grows; the first ones may have keys only."""
         low, high = self.window(0)
         if side == 0:
-            return range(-max(0, -(-min(low, self.n_k) // self.block)) if low > 0 else 0, self.count)
+            return range(low // -self.block if low > 0 else 0, self.count)  # from the first key on
         last = max(self.count - 1, (self.n_k - high) // self.block + 1)
         return range(last, -1, -1)
 
@@ -180,8 +180,6 @@ class _Banded(torch.autograd.Function):
         tile, edges = rest[0].contiguous(), rest[1:3]
         ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
         ctx.save_for_backward(x_q, x_k, values, tile, *edges)
-        phi, x_q, x_k = at_once(plan.phi, x_q, x_k, values.shape[-1])
-        plan = replace(plan, phi=phi)
         out = values.new_zeros(*x_q.shape[:3], values.shape[-1])
         for near in _near(plan, x_q, x_k, tile):
             out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
@@ -195,14 +193,12 @@ class _Banded(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_q, x_k, values, tile, *edges = ctx.saved_tensors
-        phi, f_q, f_k = at_once(ctx.plan.phi, x_q, x_k, values.shape[-1])
-        into = _Gradients(replace(ctx.plan, phi=phi), f_q, f_k, values, tile, edges)
+        into = _Gradients(ctx.plan, x_q, x_k, values, tile, edges)
         into.near(grad, ctx.needs_input_grad[5])
         for side in ctx.sides:
             into.reads(side, grad)
             into.joins(side, grad)
-        g_q, g_k, g_phi = gradients(ctx.plan.phi, phi, (x_q, x_k), (into.q, into.k), into.parameters)
-        return None, None, g_q, g_k, into.values, into.tile, *into.edges, *g_phi
+        return None, None, into.q, into.k, into.values, into.tile, *into.edges, *into.parameters
 
 
 class _Gradients:

@@ -127,7 +127,7 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
         return Sums(empty, call.values.new_zeros(1, 1, 1, 1))
     name, _ = pick(call, kernel)
     trusted = TRUSTED[call.q.dtype]
-    call = _precise(call, name)
+    call = _precise(call, name).at_once()
     sums = _sound(call, name, trusted)
     hides = call.causal or call.mask.q_segments is not None
     if hides and not bool(torch.isfinite(sums.total.detach().sum())):

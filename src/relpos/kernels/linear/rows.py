@@ -54,24 +54,3 @@ class Rows:
 
     def _changes(self) -> list[int]:
         return [0 if x.is_inference() else x._version for x in self.tensors.values()]
-
-
-def at_once(phi: Rows, x_q: Tensor, x_k: Tensor, width: int) -> tuple[Rows, Tensor, Tensor]:
-    """The features of all rows, where they are no wider than the values: quicker, and memory of the same order.
-
-    Wider ones are made tile by tile, so that memory does not depend on their number. Returns the map that is left to
-    apply, and its inputs.
-    """
-    if phi.module is None or phi(x_q[:1, :1, :1]).shape[-1] > width:
-        return phi, x_q, x_k
-    return Rows(None), phi(x_q), phi(x_k)
-
-
-def gradients(
-    phi: Rows, left: Rows, x: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], parameters: list[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of the inputs of `phi` and of its parameters, from those of what `at_once` returned."""
-    if left is phi:
-        return *found, parameters
-    (g_q, of_q), (g_k, of_k) = (phi.back(a, g) for a, g in zip(x, found))
-    return g_q, g_k, [a + b for a, b in zip(of_q, of_k)]

@@ -23,7 +23,7 @@ from relpos.kernels.linear.rows import Rows
 from relpos.kernels.spectrum import ELEMENTS, Scratch, fast_length, generator_of, spectrum, spread
 
 GROUP = 16  # features whose rows are kept at a time
-ROWS = 4096  # rows whose features are made at a time
+MADE = 2**20  # features made at a time, over all batch rows and heads
 GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly
 CELL = 1024  # side of the diagonal squares that a causal sum takes directly
@@ -61,38 +61,44 @@ def _dyadic(low: int, high: int, n_q: int, n_k: int, offset: int) -> Iterator[Re
     yield from _dyadic(middle, high, n_q, n_k, offset)
 
 
-def split(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool) -> Tensor:
+def split(
+    x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int = NEAR
+) -> Tensor:
     """sum_j c_{j-i} phi(x_q_i).phi(x_k_j) values_j, (batch, heads, n_q, width); c (heads, n_q + n_k - 1).
 
-    c's index is j - i + n_q - 1; offset, the place of the first query among the keys, says what lag 0 is.
+    c's index is j - i + n_q - 1; offset, the place of the first query among the keys, says what lag 0 is. near: lags on
+    either side that a two-sided sum takes directly.
     """
     n_q, n_k = x_q.shape[2], x_k.shape[2]
-    reach = CELL - 1 if causal else NEAR
-    near = Band(_around(c, offset, n_q, reach), reach, None)
+    reach = CELL - 1 if causal else near
+    band = Band(_around(c, offset, n_q, reach), reach, None)
     cell = CELL if causal else 0
-    direct = banded(x_q, x_k, values, near, phi, offset, causal, tails=False, cell=cell)
-    jobs, beyond = _far_part(c, n_q, n_k, offset, causal)
-    if not jobs:
-        return direct
-    far: Tensor = _Far.apply(jobs, phi, x_q, x_k, values, beyond, *phi.parameters)  # type: ignore[no-untyped-call]
-    return direct + far
+    direct = banded(x_q, x_k, values, band, phi, offset, causal, tails=False, cell=cell)
+    jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
+    return direct.add_(transformed(x_q, x_k, values, beyond, phi, jobs)) if jobs else direct
 
 
-def _far_part(c: Tensor, n_q: int, n_k: int, offset: int, causal: bool) -> tuple[list[Rectangle], Tensor]:
+def transformed(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, jobs: list[Rectangle]) -> Tensor:
+    """The same sums over the pairs of some rectangles alone, one FFT each."""
+    out: Tensor = _Far.apply(jobs, phi, x_q, x_k, values, c, *phi.parameters)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _far_part(c: Tensor, n_q: int, n_k: int, offset: int, causal: bool, near: int) -> tuple[list[Rectangle], Tensor]:
     """The rectangles that are left to the FFT, and the generator without the lags that are not."""
     if causal:
         return list(rectangles(n_q, n_k, offset)), c
     lag = torch.arange(1 - n_q, n_k, device=c.device) - offset
-    return [Rectangle(0, n_q, 0, n_k)], c.masked_fill(lag.abs() <= NEAR, 0)
+    return [Rectangle(0, n_q, 0, n_k)], c.masked_fill(lag.abs() <= near, 0)
 
 
 @torch.no_grad()
-def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool) -> Tensor:
+def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int = NEAR) -> Tensor:
     """What the FFT may add to the sum of weights of each row, (batch, heads, n_q): the rounding of a rectangle is in
     proportion to the 2-norms of its weights and of its keys' features, wherever in it they are.
     """
     n_q, n_k = x_q.shape[2], x_k.shape[2]
-    jobs, beyond = _far_part(c, n_q, n_k, offset, causal)
+    jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
     squares = torch.stack([phi(x).square().sum(2) for x in torch.split(x_k, GRAIN, 2)], 2)
     found = x_q.new_zeros(*x_q.shape[:2], -(-n_q // GRAIN), squares.shape[-1])
     for job in jobs:
@@ -149,11 +155,16 @@ class _Far(torch.autograd.Function):
         return (None, None, *g_x, g_v.transpose(-1, -2), g_c_whole, *g_p)
 
 
+def _slices(phi: Rows, x: Tensor) -> Iterator[slice]:
+    """Rows whose features are made at a time: fewer where they are many, so that memory does not depend on it."""
+    step = max(64, MADE // (x.shape[0] * x.shape[1] * phi(x[:1, :1, :1]).shape[-1]))
+    return (slice(first, first + step) for first in range(0, x.shape[2], step))
+
+
 def features_of(phi: Rows, x: Tensor, features: slice) -> Tensor:
     """Some features of all rows, (batch, heads, features, n), contiguous by feature."""
     found = x.new_empty(*x.shape[:2], features.stop - features.start, x.shape[2])
-    for first in range(0, x.shape[2], ROWS):
-        rows = slice(first, first + ROWS)
+    for rows in _slices(phi, x):
         found[..., rows] = phi(x[:, :, rows])[..., features].transpose(-1, -2)
     return found
 
@@ -161,9 +172,8 @@ def features_of(phi: Rows, x: Tensor, features: slice) -> Tensor:
 def back_of(phi: Rows, x: Tensor, grad: Tensor, features: slice, into: Tensor) -> list[Tensor]:
     """Adds to the gradient of x what that of `features_of` gives; returns the gradients of phi's parameters."""
     totals = [torch.zeros_like(p) for p in phi.parameters]
-    for first in range(0, x.shape[2], ROWS):
-        rows = slice(first, first + ROWS)
-        width = phi(x[:, :, :1]).shape[-1]
+    width = phi(x[:1, :1, :1]).shape[-1]
+    for rows in _slices(phi, x):
         whole = nn.functional.pad(grad[..., rows].transpose(-1, -2), (features.start, width - features.stop))
         found, parameters = phi.back(x[:, :, rows], whole)
         into[:, :, rows] += found

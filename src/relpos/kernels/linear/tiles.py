@@ -16,7 +16,7 @@ from relpos.encodings.base import State, Tile
 from relpos.encodings.diagonals import antidiagonal_sums, hankel
 from relpos.kernels.call import exactly, once
 from relpos.kernels.linear.call import LinearCall, Sums
-from relpos.kernels.linear.rows import Rows, at_once, gradients
+from relpos.kernels.linear.rows import Rows
 
 QUERIES, KEYS = 128, 1024
 SCORES = 2**19  # in one tile, over all batch rows and heads: what stays in the cache between its products
@@ -117,17 +117,17 @@ class _Tiled(torch.autograd.Function):
         ctx: Any, call: LinearCall, q: Tensor, k: Tensor, values: Tensor, count: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = _Weights(call, _states(call, tensors[:count]), q.dtype)
-        phi, f_q, f_k = at_once(call.phi, q, k, values.shape[-1])
+        phi = call.phi
         out = values.new_zeros(*q.shape[:3], values.shape[-1])
         shifts = []
         for row in _rows(call):
             into = out[:, :, row[0].i0 : row[0].i1]
             if weights.shared is None:
-                shifts.append(_row(weights, phi, f_q, f_k, values, row, into))
+                shifts.append(_row(weights, phi, q, k, values, row, into))
             else:
                 total = torch.zeros_like(into)
                 for tile in row:
-                    total += _products(phi, f_q, f_k, tile).mul_(weights.plain(tile)) @ _keys(values, tile)
+                    total += _products(phi, q, k, tile).mul_(weights.plain(tile)) @ _keys(values, tile)
                 into.copy_(total.flip(-2))
         shift = torch.cat(shifts, 2) if shifts else weights.top.to(q.dtype).view(1, -1, 1, 1)
         ctx.save_for_backward(q, k, values, shift, *tensors)
@@ -142,26 +142,23 @@ class _Tiled(torch.autograd.Function):
         call: LinearCall = ctx.call
         states = _states(call, tuple(tensors[: ctx.count]))
         wanted = {n for n, need in zip(states, ctx.needs_input_grad[5:], strict=False) if need}
-        phi, f_q, f_k = at_once(call.phi, q, k, values.shape[-1])
-        into = _Gradients(call, phi, _Weights(call, states, q.dtype), (f_q, f_k, values, shift), wanted)
+        into = _Gradients(call, _Weights(call, states, q.dtype), (q, k, values, shift), wanted)
         with exactly(grad):
             for tile in (tile for row in _rows(call) for tile in row):
                 into.add(tile, grad)
-        g_q, g_k, g_phi = gradients(call.phi, phi, (q, k), (into.q, into.k), into.parameters)
-        return None, g_q, g_k, into.values, None, *(into.states.get(n) for n in states), *g_phi
+        found = (into.states.get(n) for n in states)
+        return None, into.q, into.k, into.values, None, *found, *into.parameters
 
 
 class _Gradients:
     """The backward pass, tile by tile. Where the weights are a view, rows run backwards: see `_Weights.plain`."""
 
-    def __init__(
-        self, call: LinearCall, phi: Rows, weights: _Weights, saved: tuple[Tensor, ...], wanted: set[str]
-    ) -> None:
-        self.call, self.phi, self.weights, self.wanted = call, phi, weights, wanted
+    def __init__(self, call: LinearCall, weights: _Weights, saved: tuple[Tensor, ...], wanted: set[str]) -> None:
+        self.call, self.phi, self.weights, self.wanted = call, call.phi, weights, wanted
         self.x_q, self.x_k, self.v, self.shift = saved
         self.q, self.k, self.values = (torch.zeros_like(x) for x in saved[:3])
         self.states = {n: torch.zeros_like(weights.states[n].tensor) for n in wanted}
-        self.parameters = [torch.zeros_like(p) for p in phi.parameters]
+        self.parameters = [torch.zeros_like(p) for p in self.phi.parameters]
 
     def add(self, tile: Tile, grad: Tensor) -> None:
         rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)

@@ -1,68 +1,67 @@
-"""The run of `relpos bench attention`, from its options to its files."""
+"""The run of a bench, from its options to its files."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from relpos.lab.bench import decode, floors, goals, page
+from relpos.lab.bench import floors, page
 from relpos.lab.bench.child import ask
-from relpos.lab.bench.contestants import FLOOR, Contestant, chosen
+from relpos.lab.bench.contestants import Contestant, chosen
+from relpos.lab.bench.kind import Kind
 from relpos.lab.bench.machine import load, machine
 from relpos.lab.bench.problem import Problem, lag_index
 from relpos.lab.bench.settings import Settings, parse
-from relpos.lab.bench.tables import Table, all_tables
-from relpos.lab.bench.timing import Patience, race
+from relpos.lab.bench.tables import Table
+from relpos.lab.bench.timing import Patience, Tick, race
 from relpos.lab.checkpoint import read_json, write_json
 from relpos.lab.errors import LabError
-from relpos.lab.progress import Reporter, Step
-
-DEEPEST = 16384  # beyond it, only the memory of `deep` contestants is measured
-IN_QUICK = ("sdpa", "learned")  # whose memory a quick run measures: each costs the start of a process
+from relpos.lab.progress import Reporter
 
 
-def main(arguments: Sequence[str] | None = None, **options: Any) -> Path:
+def main(kind: Kind, make: type[Bench], arguments: Sequence[str] | None = None, **options: Any) -> Path:
     """Measures, writes, prints; returns the run directory. LabError for options that make no sense."""
     reporter = options.pop("reporter", None) or Reporter()
-    typed = list(arguments or [])
-    settings = Settings.of(**{**parse(typed), **options})
+    typed, bench_name = list(arguments or []), kind.settings.bench
+    settings = kind.settings.of(**{**parse(typed, kind.settings), **options})
     if settings.rewrite is not None:
-        return rewrite(settings.rewrite, settings.markdown, reporter)
-    command = shlex.join(["relpos", "bench", "attention", *typed, *_words(options)])
-    folder = settings.out / (settings.name or time.strftime("bench-%Y%m%d-%H%M%S"))
+        return rewrite(kind, settings.rewrite, settings.markdown, reporter)
+    command = shlex.join(["relpos", "bench", bench_name, *typed, *_words(options)])
+    folder = settings.out / (settings.name or time.strftime(f"bench-{bench_name}-%Y%m%d-%H%M%S"))
     if (folder / "results.json").exists():
         raise LabError(f"{folder} holds a finished bench; give another --name, or --rewrite {folder} to print it again")
-    bench = Bench(settings, command, folder, reporter)
+    bench = make(settings, {"format": kind.format, "command": command}, folder, reporter)
     try:
         bench.run()
     except KeyboardInterrupt:
         reporter.say("stopped: what was measured so far is written")
-        finish(folder, bench.results, settings.markdown, reporter)
+        finish(kind, folder, bench.results, settings.markdown, reporter)
         raise SystemExit(130) from None
     bench.results["unfinished"] = False
-    finish(folder, bench.results, settings.markdown, reporter)
+    finish(kind, folder, bench.results, settings.markdown, reporter)
     return folder
 
 
-def rewrite(folder: Path, markdown: Path | None, reporter: Reporter) -> Path:
+def rewrite(kind: Kind, folder: Path, markdown: Path | None, reporter: Reporter) -> Path:
     """The files of a stored run once more, from its results.json."""
     results = read_json(folder / "results.json")
-    if not isinstance(results, dict) or results.get("format") != page.FORMAT:
-        raise LabError(f"{folder}/results.json is not of this command (format {page.FORMAT})")
-    finish(folder, results, markdown, reporter)
+    if not isinstance(results, dict) or results.get("format") != kind.format:
+        raise LabError(f"{folder}/results.json is not of this command (format {kind.format})")
+    finish(kind, folder, results, markdown, reporter)
     return folder
 
 
-def finish(folder: Path, results: dict[str, Any], markdown: Path | None, reporter: Reporter) -> None:
-    results["goals"] = goals.goals(results)
+def finish(kind: Kind, folder: Path, results: dict[str, Any], markdown: Path | None, reporter: Reporter) -> None:
+    results["goals"] = kind.goals(results)
     results["load_after"] = results["load_after"] or load()
-    page.write_all(folder, results, markdown)
-    for table in all_tables(results):
+    page.write_all(kind, folder, results, markdown)
+    for table in kind.tables(results):
         show(table, reporter)
     reporter.say(
         f"\nwrote {folder}/results.json, table.csv, page.md and pictures" + (f", {markdown}" if markdown else "")
@@ -89,117 +88,102 @@ def show(table: Table, reporter: Reporter) -> None:
         reporter.console.print(table.note, style="dim", markup=False)
 
 
-class Bench:
-    """One run; `results` is complete at every moment for what has been measured."""
+@dataclass
+class Part:
+    """A piece of a run: a guess of its seconds, and the work, which says how far it is (0..1) and at what."""
 
-    def __init__(self, settings: Settings, command: str, folder: Path, reporter: Reporter) -> None:
+    cost: float
+    work: Callable[[Tick], None]
+
+
+class Bench:
+    """One run; `results` is complete at every moment for what has been measured. A subclass says what its parts are."""
+
+    field: ClassVar[Mapping[str, Contestant]]
+
+    def __init__(self, settings: Settings, about: dict[str, str], folder: Path, reporter: Reporter) -> None:
         self.settings, self.folder, self.reporter = settings, folder, reporter
-        self.contestants = chosen(settings.only)
+        self.contestants = chosen(settings.only, self.field)
         self.patience = Patience(settings.rounds, settings.sample, settings.patience)
         torch.set_num_threads(settings.threads)
         self.missing = None
         if settings.device.startswith("cuda") and not torch.cuda.is_available():
             self.missing = "this machine has no CUDA device"
         self.results: dict[str, Any] = {
-            "format": page.FORMAT, "command": command, "settings": settings.as_dict(), "machine": machine(),
+            **about, "settings": settings.as_dict(), "machine": machine(),
             "load_after": None, "rates": {}, "rate_samples": [], "timings": [], "memory": [], "decode": [],
             "goals": [], "unfinished": True,
         }  # fmt: skip
 
+    def parts(self) -> list[Part]:
+        raise NotImplementedError
+
     def run(self) -> None:
-        problems = self._problems()
-        memory = self._memory_jobs() if self.settings.memory else []
         self._rates()
-        costs = [self._race_seconds(problem) for problem in problems]
-        costs += [self._child_seconds(contestant, problem) for contestant, problem in memory]
-        costs.append(self._decode_seconds())
-        with self.reporter.step("bench attention") as step:
-            done = 0.0
-            for cost, problem in zip(costs, problems, strict=False):
-                self._race(problem, step, done, cost, sum(costs))
-                done += cost
+        parts = self.parts()
+        total, done = sum(part.cost for part in parts), 0.0
+        with self.reporter.step(f"bench {self.settings.bench}") as step:
+            for part in parts:
+                part.work(lambda share, text, at=done, cost=part.cost: step(at + share * cost, total, text))  # type: ignore[misc]
+                done += part.cost
                 self._keep()
-            for cost, (contestant, problem) in zip(costs[len(problems) :], memory, strict=False):
-                step(done, sum(costs), f"memory of {contestant.name}, n = {problem.n}")
-                self._memory(contestant, problem)
-                done += cost
-                self._keep()
-            self._decode(
-                lambda part, whole, text: step(done + costs[-1] * part / whole, sum(costs), f"decoding, {text}")
-            )
         self._rates()
 
-    def _problems(self) -> list[Problem]:
+    def problems(self) -> list[Problem]:
         s = self.settings
         backward = [flag for flag, wanted in ((False, s.forward), (True, s.backward)) if wanted]
         causal = [flag for flag, wanted in ((False, s.full), (True, s.causal)) if wanted]
-        return [self._problem(n, c, b) for n in sorted(s.lengths) for b in backward for c in causal]
+        return [self.problem(n, c, b) for n in sorted(s.lengths) for b in backward for c in causal]
 
-    def _problem(self, n: int, causal: bool, backward: bool) -> Problem:
+    def problem(self, n: int, causal: bool, backward: bool) -> Problem:
         s = self.settings
         return Problem(n, s.heads, s.dim, causal, backward, s.dtype, s.device)
 
-    def _memory_jobs(self) -> list[tuple[Contestant, Problem]]:
-        s = self.settings
-        jobs = []
-        for n in sorted(s.memory_lengths):
-            for contestant in self.contestants:
-                if n <= DEEPEST or contestant.deep:
-                    causal = contestant.name.endswith("-channels") or not s.full
-                    jobs.append((contestant, self._problem(n, causal, s.backward)))
-        return jobs
-
-    def _race(self, problem: Problem, step: Step, done: float, cost: float, total: float) -> None:
+    def race(self, problem: Problem, tick: Tick) -> None:
+        """Times all contestants on one problem; the first of them keeps the pace."""
         if self.missing is not None:
             self.results["timings"] += [
-                {"contestant": c.name, "n": problem.n, "causal": problem.causal, "backward": problem.backward,
-                 "skipped": self.missing}
-                for c in self.contestants
-            ]  # fmt: skip
+                {"contestant": c.name, **problem.as_mode(), "skipped": self.missing} for c in self.contestants
+            ]
             return
-        floor = self.contestants[0]
-        assert floor.name == FLOOR
-        together = [c for c in self.contestants[1:] if not c.apart]
+        pace, *others = self.contestants
+        together = [c for c in others if not c.apart]
 
-        def tick(share: float, name: str) -> None:
-            step(done + share * cost, total, f"n = {problem.n}, {problem.mode}: {name}")
+        def told(share: float, name: str) -> None:
+            tick(share, f"n = {problem.n}, {problem.mode}: {name}")
 
-        rows = race(problem, floor, together, self.patience, tick)
+        rows = race(problem, pace, together, self.patience, told)
         lag_index.cache_clear()
-        rows += [self._apart(contestant, problem) for contestant in self.contestants if contestant.apart]
+        rows += [self._apart(contestant, problem) for contestant in others if contestant.apart]
         self.results["timings"] += rows
         self._rates()
 
     def _apart(self, contestant: Contestant, problem: Problem) -> dict[str, Any]:
-        mode = {"n": problem.n, "causal": problem.causal, "backward": problem.backward}
+        row = {"contestant": contestant.name, **problem.as_mode()}
         if self.settings.quick:
-            return {"contestant": contestant.name, **mode, "skipped": "left out of a quick run: compiling takes longer"}
+            return {**row, "skipped": "left out of a quick run: compiling takes longer"}
         patience = {
             "rounds": self.patience.rounds,
             "sample": self.patience.sample,
             "seconds": self.patience.seconds / 4,
         }
-        job = {"kind": "race", "contestant": contestant.name, "threads": self.settings.threads, "patience": patience}
-        answer = ask({**job, "problem": problem.as_dict()}, self.settings.limit)
-        return answer.get("row") or {"contestant": contestant.name, **mode, "skipped": answer["skipped"]}
+        answer = self.ask({"kind": "race", "contestant": contestant.name, "patience": patience}, problem)
+        return answer.get("row") or {**row, "skipped": answer["skipped"]}
 
-    def _memory(self, contestant: Contestant, problem: Problem) -> None:
+    def ask(self, job: dict[str, Any], problem: Problem) -> dict[str, Any]:
+        """What a fresh process answers."""
+        return ask({**job, "threads": self.settings.threads, "problem": problem.as_dict()}, self.settings.limit)
+
+    def memory(self, contestant: Contestant, problem: Problem, tick: Tick, quick: bool) -> dict[str, Any]:
+        """The row of one contestant's peak; quick: whether a quick run measures it too."""
+        tick(0, f"memory of {contestant.name}, n = {problem.n}")
         if self.missing is not None:
             answer: dict[str, Any] = {"skipped": self.missing}
-        elif self.settings.quick and contestant.name not in IN_QUICK:
+        elif self.settings.quick and not quick:
             answer = {"skipped": "left out of a quick run"}
         else:
-            job = {"kind": "memory", "contestant": contestant.name, "threads": self.settings.threads}
-            answer = ask({**job, "problem": problem.as_dict()}, self.settings.limit)
-        mode = {"n": problem.n, "causal": problem.causal, "backward": problem.backward}
-        self.results["memory"].append({"contestant": contestant.name, **mode, **answer})
-
-    def _decode(self, progress: Any) -> None:
-        s = self.settings
-        if s.decode and self.missing is None:
-            kind = getattr(torch, s.dtype)
-            self.results["decode"] = decode.measure(s.decode_steps, s.heads, s.dim, kind, s.device, progress)
-            self._keep()
+            answer = self.ask({"kind": "memory", "contestant": contestant.name}, problem)
+        return {"contestant": contestant.name, **problem.as_mode(), **answer}
 
     def _rates(self) -> None:
         """One more sample of the machine's rates; samples along the run, since a machine's clock changes."""
@@ -212,24 +196,8 @@ class Bench:
     def _keep(self) -> None:
         write_json(self.folder / "results.json", self.results)
 
-    def _race_seconds(self, problem: Problem) -> float:
-        """A guess for the time left; two fifths of the rounds, at three times the cost, for the slow ones."""
-        floor = self._floor_seconds(problem)
-        together = [c for c in self.contestants[1:] if not c.apart]
-        one = floor * sum(1.8 if c.slow else 1.7 for c in together)
-        rounds = min(max(self.patience.rounds, self.patience.seconds / max(one, 1e-9)), 5 * self.patience.rounds)
-        apart = 0 if problem.backward or self.settings.quick else 30 + 15 * floor
-        return one * (rounds + 1) + apart + 0.1
-
-    def _child_seconds(self, contestant: Contestant, problem: Problem) -> float:
-        if self.settings.quick and contestant.name not in IN_QUICK:
-            return 0.0
-        return 4 + self._floor_seconds(problem) * (3 if contestant.slow else 1.3)
-
-    def _decode_seconds(self) -> float:
-        return 0.03 * self.settings.decode_steps if self.settings.decode else 0.1
-
-    def _floor_seconds(self, problem: Problem) -> float:
+    def floor_seconds(self, problem: Problem) -> float:
+        """A guess of fused attention's time."""
         return 1.3 * problem.flops / self.results["rates"].get("product", 1e12)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from relpos.lab.bench import ours, rivals
+from relpos.lab.bench import literal, ours, rivals, spe
 from relpos.lab.bench.ours import Make
 from relpos.lab.bench.problem import Prepared, Problem, Refused
 from relpos.lab.errors import unknown
@@ -16,6 +17,8 @@ class Contestant:
 
     heavy   n x n tensors that it holds at once, forward and backward: decides whether it fits, and marks the slow ones,
             which may be measured in fewer rounds
+    holds   bytes that it holds besides
+    longest tokens beyond which it is left out, because it would take most of the run
     apart   runs in a process of its own, paired with a floor measured there
     deep    its memory is also measured at the longest lengths
     """
@@ -24,12 +27,16 @@ class Contestant:
     title: str
     make: Make
     heavy: int = 0
+    holds: Callable[[Problem], float] | None = None
+    longest: int | None = None
     slow: bool = False
     apart: bool = False
     deep: bool = False
 
     def prepare(self, problem: Problem) -> Prepared:
         """Ready to run; Refused says why not, whatever it was that went wrong."""
+        if self.longest is not None and problem.n > self.longest:
+            raise Refused(f"would take most of the run beyond n = {self.longest}")
         try:
             return self.make(problem)
         except Refused:
@@ -37,10 +44,14 @@ class Contestant:
         except Exception as error:
             raise Refused(reason(error)) from error
 
+    def needs(self, problem: Problem) -> float:
+        """Bytes that it holds at once, about."""
+        return self.heavy * problem.scores + (0 if self.holds is None else self.holds(problem))
+
 
 FLOOR = "sdpa"
 
-CONTESTANTS = {
+ATTENTION = {
     each.name: each
     for each in (
         Contestant(FLOOR, "fused SDPA, no bias (the floor)", rivals.unbiased, deep=True),
@@ -60,13 +71,39 @@ CONTESTANTS = {
     )
 }
 
+# The first one keeps the pace: it runs between the others at every length, where softmax attention cannot.
+LINEAR = {
+    each.name: each
+    for each in (
+        Contestant("linear", "relpos linear, no encoding", ours.linear(ours.plain)),
+        Contestant("linear-clipped", "relpos linear, table clipped at 128", ours.linear(ours.clipped), deep=True),
+        Contestant("linear-t5", "relpos linear, T5 buckets", ours.linear(ours.t5_bias)),
+        Contestant("linear-alibi", "relpos linear, ALiBi", ours.linear(ours.alibi_bias)),
+        Contestant("linear-free", "relpos linear, free table of 2n-1 lags", ours.linear(ours.free), deep=True),
+        Contestant("literal", "all features in one FFT, free table", literal.make, holds=literal.holds, longest=8192),
+        Contestant("softmax", "fused SDPA, no bias", rivals.unbiased, longest=16384),
+        Contestant("softmax-bias", "SDPA + gathered n x n bias", rivals.materialised, heavy=5, slow=True, longest=4096),
+    )
+}
 
-def chosen(names: tuple[str, ...] | None) -> list[Contestant]:
-    """The named contestants in the order of the tables, all for None; the floor always takes part."""
+STOCHASTIC = {
+    each.name: each
+    for each in (
+        Contestant("spe", "relpos, SineSPE", spe.ours),
+        Contestant("spe-features", "codes materialised for every feature", spe.by_feature),
+    )
+}
+
+CONTESTANTS = {**ATTENTION, **LINEAR, **STOCHASTIC}
+
+
+def chosen(names: tuple[str, ...] | None, field: Mapping[str, Contestant] = ATTENTION) -> list[Contestant]:
+    """The named contestants in the order of the tables, all for None; the first of the field always takes part."""
     for name in names or ():
-        if name not in CONTESTANTS:
-            raise unknown("contestant", name, CONTESTANTS)
-    return [each for each in CONTESTANTS.values() if names is None or each.name in (FLOOR, *names)]
+        if name not in field:
+            raise unknown("contestant", name, field)
+    first = next(iter(field))
+    return [each for each in field.values() if names is None or each.name in (first, *names)]
 
 
 def reason(error: BaseException) -> str:

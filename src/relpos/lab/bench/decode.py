@@ -35,11 +35,15 @@ def measure(
     for done, row in enumerate(running):
         progress(done, 2 * len(running), f"{row['encoding']}: equality in float64")
         try:
-            row["difference"] = _difference(row["object"], steps, heads, dim, device)
+            doubled = None if row["object"] is None else row["object"].to(device, torch.float64)
+            given = tokens(steps, heads, dim, torch.float64, device)
+            row["difference"] = difference(
+                rp.Stream(doubled), functools.partial(rp.attention, encoding=doubled, causal=True), given
+            )
         except Exception as error:
             row["skipped"] = reason(error)
     running = [row for row in running if row["skipped"] is None]
-    _advance(running, steps, _tokens(steps, heads, dim, dtype, device), device, progress)
+    _advance(running, steps, tokens(steps, heads, dim, dtype, device), device, progress)
     for row in running:
         row["steps"] = _at_sizes(row.pop("seconds"), steps)
     for row in rows:
@@ -62,39 +66,35 @@ def _row(name: str, heads: int, dim: int) -> dict[str, Any]:
     return row
 
 
-def _tokens(steps: int, heads: int, dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def tokens(steps: int, heads: int, dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
     seeded = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, steps, dim, generator=seeded).to(device, dtype) for _ in range(3))
     return q, k, v
 
 
 @torch.no_grad()
-def _difference(encoding: Any, steps: int, heads: int, dim: int, device: str) -> float:
-    q, k, v = _tokens(steps, heads, dim, torch.float64, device)
-    if encoding is not None:
-        encoding = encoding.to(device, torch.float64)
-    stream = rp.Stream(encoding)
-    rows = [stream.step(*(x[:, :, i : i + 1] for x in (q, k, v))) for i in range(steps)]
-    whole = rp.attention(q, k, v, encoding, causal=True)
-    return float((torch.cat(rows, 2) - whole).abs().max())
+def difference(stream: Any, parallel: Callable[..., Tensor], given: tuple[Tensor, Tensor, Tensor]) -> float:
+    """The largest between the steps of a stream and the parallel causal result."""
+    rows = [stream.step(*(x[:, :, i : i + 1] for x in given)) for i in range(given[0].shape[2])]
+    return float((torch.cat(rows, 2) - parallel(*given)).abs().max())
 
 
 @torch.no_grad()
 def _advance(
     rows: list[dict[str, Any]],
     steps: int,
-    tokens: tuple[Tensor, Tensor, Tensor],
+    given: tuple[Tensor, Tensor, Tensor],
     device: str,
     progress: Callable[[float, float, str], None],
 ) -> None:
-    kind = tokens[0].dtype
+    kind = given[0].dtype
     for row in rows:
         encoding = row["object"]
         if encoding is not None:  # parameters stay float32 below it, as in mixed precision
             encoding = encoding.to(torch.float64 if kind == torch.float64 else torch.float32)
         row["stream"], row["seconds"] = rp.Stream(encoding), []
     for i in range(steps):
-        token = [x[:, :, i : i + 1] for x in tokens]
+        token = [x[:, :, i : i + 1] for x in given]
         for row in rows:
             row["seconds"].append(seconds(functools.partial(row["stream"].step, *token), device))
         progress(steps + i, 2 * steps, f"step {i + 1}")

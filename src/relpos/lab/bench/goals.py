@@ -53,7 +53,7 @@ def _ratios(timings: list[dict[str, Any]]) -> Iterator[Goal]:
         for row in rows:
             if row["n"] >= SHORTEST and (lengths is None or row["n"] in lengths):
                 way = ("forward + backward" if backward else "forward") + (", causal" if causal else "")
-                yield _goal(f"{words}, {way}, n = {row['n']}: times the floor", limit, row.get("ratio"))
+                yield goal(f"{words}, {way}, n = {row['n']}: times the floor", limit, row.get("ratio"))
 
 
 def _against_materialised(timings: list[dict[str, Any]]) -> Iterator[Goal]:
@@ -66,7 +66,7 @@ def _against_materialised(timings: list[dict[str, Any]]) -> Iterator[Goal]:
         ours, theirs = ratio["learned"], ratio["materialised"]
         measured = theirs / ours if ours and theirs else None
         words = "SDPA with a materialised bias, forward + backward, n = 4096: times the learned table"
-        yield _goal(words, 2.2, measured, least=True)
+        yield goal(words, 2.2, measured, least=True)
 
 
 def _memory(results: dict[str, Any]) -> Iterator[Goal]:
@@ -74,20 +74,20 @@ def _memory(results: dict[str, Any]) -> Iterator[Goal]:
     for row in rows:
         if row["n"] == 16384:
             words = "learned Toeplitz table, forward + backward, n = 16384: peak memory, share of h n n floats"
-            yield _goal(words, 0.05, row["share"])
+            yield goal(words, 0.05, row["share"])
     found = slope([r["n"] for r in rows], [r["peak"] for r in rows])
     if found is not None and max(r["n"] for r in rows) >= 8192:
         words = "learned Toeplitz table: exponent of n in peak memory, distance from 1"
-        yield _goal(words, 0.1, abs(found - 1))
+        yield goal(words, 0.1, abs(found - 1))
 
 
 def _decoding(results: dict[str, Any]) -> Iterator[Goal]:
     differences = [r["difference"] for r in results["decode"] if r["skipped"] is None]
     if differences:
         count = results["settings"]["decode_steps"]
-        yield _goal(f"{count} decoded tokens against the parallel result, float64", EQUALITY, max(differences))
+        yield goal(f"{count} decoded tokens against the parallel result, float64", EQUALITY, max(differences))
 
 
-def _goal(words: str, limit: float, measured: float | None, least: bool = False) -> Goal:
+def goal(words: str, limit: float, measured: float | None, least: bool = False) -> Goal:
     met = None if measured is None else bool(measured >= limit if least else measured <= limit)
     return {"what": words, "limit": limit, "least": least, "measured": measured, "met": met}

@@ -27,7 +27,7 @@ def measure(name: str, problem: Problem) -> dict[str, Any]:
     marked as such. On CUDA it is what the allocator handed out.
     """
     contestant = CONTESTANTS[name]
-    need, free = contestant.heavy * problem.scores, free_memory(problem.device)
+    need, free = contestant.needs(problem), free_memory(problem.device)
     if free is not None and need > SHARE * free:
         return {"skipped": f"needs about {need / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"}
     try:

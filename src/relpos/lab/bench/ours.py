@@ -6,21 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 import relpos as rp
-from relpos.lab.bench.problem import Prepared, Problem, Refused
+from relpos.lab.bench.problem import Attend, Prepared, Problem, Refused
+
+CLIP = 128  # lags on either side of a clipped table
 
 Make = Callable[[Problem], Prepared]
 
 
 def _prepared(problem: Problem, encoding: Any, kernel: str = "auto") -> Prepared:
-    parameters = [p for p in encoding.parameters() if p.requires_grad]
+    return _trained(
+        problem, encoding, lambda q, k, v: rp.attention(q, k, v, encoding, causal=problem.causal, kernel=kernel)
+    )
+
+
+def _trained(problem: Problem, encoding: nn.Module | None, attend: Attend) -> Prepared:
+    parameters = [] if encoding is None else [p for p in encoding.parameters() if p.requires_grad]
     for each in parameters:
         each.requires_grad_(problem.backward)
-    return Prepared(
-        lambda q, k, v: rp.attention(q, k, v, encoding, causal=problem.causal, kernel=kernel),
-        parameters if problem.backward else (),
-    )
+    return Prepared(attend, parameters if problem.backward else ())
 
 
 def _built(problem: Problem, name: str, **options: Any) -> Any:
@@ -31,10 +37,7 @@ def _built(problem: Problem, name: str, **options: Any) -> Any:
 
 def learned(problem: Problem, kernel: str = "auto") -> Prepared:
     """A free scalar for every lag and head, with its gradient."""
-    encoding = _built(problem, "learned_bias", heads=problem.heads, max_lag=max(1, problem.n - 1))
-    with torch.no_grad():
-        encoding.table.copy_(problem.table()) if problem.n > 1 else None
-    return _prepared(problem, encoding, kernel)
+    return _prepared(problem, free(problem), kernel)
 
 
 def generic(problem: Problem) -> Prepared:
@@ -43,11 +46,11 @@ def generic(problem: Problem) -> Prepared:
 
 
 def alibi(problem: Problem) -> Prepared:
-    return _prepared(problem, _built(problem, "alibi", heads=problem.heads, symmetric=not problem.causal))
+    return _prepared(problem, alibi_bias(problem))
 
 
 def t5(problem: Problem) -> Prepared:
-    return _prepared(problem, _built(problem, "t5", heads=problem.heads, causal=problem.causal))
+    return _prepared(problem, t5_bias(problem))
 
 
 def shaw(problem: Problem) -> Prepared:
@@ -80,3 +83,55 @@ def in_channels(name: str) -> Make:
         return _prepared(problem, found.as_transform(), "fused")
 
     return make
+
+
+def linear(encoding: Callable[[Problem], Any]) -> Make:
+    """The whole public call of kernelised attention: unit rows, positive random features, weighted sums."""
+
+    def make(problem: Problem) -> Prepared:
+        made = encoding(problem)
+        made = None if made is None else made.to(problem.kind)
+        features = random_features(problem)
+        return _trained(
+            problem,
+            made,
+            lambda q, k, v: rp.linear_attention(q, k, v, made, features=features, causal=problem.causal),
+        )
+
+    return make
+
+
+def random_features(problem: Problem) -> Any:
+    """The same draw for every contestant of one problem."""
+    generator = torch.Generator().manual_seed(2)
+    return rp.features.PRF(problem.dim, problem.features, generator=generator).to(problem.device, problem.kind)
+
+
+def plain(problem: Problem) -> None:
+    """No encoding."""
+
+
+def clipped(problem: Problem) -> Any:
+    """A learned table of lags -128..128, whose ends serve all lags beyond."""
+    return _random_table(problem, min(CLIP, max(1, problem.n - 1)))
+
+
+def free(problem: Problem) -> Any:
+    """A learned scalar for each of the 2 n - 1 lags."""
+    return _random_table(problem, max(1, problem.n - 1))
+
+
+def _random_table(problem: Problem, reach: int) -> Any:
+    encoding = _built(problem, "learned_bias", heads=problem.heads, max_lag=reach)
+    middle = problem.n - 1
+    with torch.no_grad():
+        encoding.table.copy_(problem.table()[:, middle - reach : middle + reach + 1]) if problem.n > 1 else None
+    return encoding
+
+
+def alibi_bias(problem: Problem) -> Any:
+    return _built(problem, "alibi", heads=problem.heads, symmetric=not problem.causal)
+
+
+def t5_bias(problem: Problem) -> Any:
+    return _built(problem, "t5", heads=problem.heads, causal=problem.causal)

@@ -17,7 +17,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """Attention of `heads` heads of width `dim` over n tokens, batch 1; forward, or forward and backward."""
+    """Attention of `heads` heads of width `dim` over n tokens; forward, or forward and backward.
+
+    features   random features of kernelised attention; nothing else reads it
+    """
 
     n: int
     heads: int = 8
@@ -26,6 +29,8 @@ class Problem:
     backward: bool = True
     dtype: str = "float32"
     device: str = "cpu"
+    batch: int = 1
+    features: int = 16
 
     @property
     def kind(self) -> torch.dtype:
@@ -45,19 +50,30 @@ class Problem:
         Two products forward (4 n^2 d h), five more backward (14 n^2 d h in all: the weights are computed again, since
         keeping them would take n x n), half of it where causality hides half of the pairs.
         """
-        return (14.0 if self.backward else 4.0) * self.n**2 * self.dim * self.heads / (2 if self.causal else 1)
+        return (
+            (14.0 if self.backward else 4.0)
+            * self.n**2
+            * self.dim
+            * self.heads
+            * self.batch
+            / (2 if self.causal else 1)
+        )
 
     @property
     def exponentials(self) -> float:
-        return (2.0 if self.backward else 1.0) * self.n**2 * self.heads / (2 if self.causal else 1)
+        return (2.0 if self.backward else 1.0) * self.n**2 * self.heads * self.batch / (2 if self.causal else 1)
 
     @property
     def scores(self) -> float:
-        """Bytes of one tensor of float32 scores, heads x n x n: what linear memory is compared with."""
-        return 4.0 * self.heads * self.n**2
+        """Bytes of one tensor of float32 scores, batch x heads x n x n: what linear memory is compared with."""
+        return 4.0 * self.batch * self.heads * self.n**2
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def as_mode(self) -> dict[str, Any]:
+        """What tells the rows of one run apart."""
+        return {key: getattr(self, key) for key in ("n", "causal", "backward", "features")}
 
     def inputs(self) -> Inputs:
         return Inputs(self)
@@ -78,7 +94,9 @@ class Inputs:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p = self.problem
         seeded = torch.Generator().manual_seed(0)
-        q, k, v, grad = (torch.randn(1, p.heads, p.n, p.dim, generator=seeded).to(p.device, p.kind) for _ in range(4))
+        q, k, v, grad = (
+            torch.randn(p.batch, p.heads, p.n, p.dim, generator=seeded).to(p.device, p.kind) for _ in range(4)
+        )
         if p.backward:
             for x in (q, k, v):
                 x.requires_grad_()

@@ -1,4 +1,4 @@
-"""The options of `relpos bench attention`."""
+"""The options of a bench; those here are of `relpos bench attention`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from relpos.lab.environment import cores
 from relpos.lab.errors import LabError
 
+LISTS = {
+    "lengths": "lengths that are timed",
+    "memory_lengths": "lengths of the memory part",
+    "features": "numbers of features whose memory is measured, the first one in all other parts",
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is measured and how often."""
+
+    bench: ClassVar[str] = "attention"
+    about: ClassVar[str] = "Time and peak memory of attention with encodings, interleaved with what it competes with."
+    small: ClassVar[dict[str, Any]] = {
+        "lengths": (32, 64), "memory_lengths": (64,), "heads": 2, "dim": 8, "rounds": 2, "sample": 0.0, "patience": 0.0,
+        "decode_steps": 16, "limit": 60.0,
+    }  # what --quick sets  # fmt: skip
+    lists: ClassVar[tuple[str, ...]] = ("lengths", "memory_lengths")
+    parts: ClassVar[tuple[tuple[str, str], ...]] = ()  # what more may be left out, and what it is
 
     lengths: tuple[int, ...] = (2048, 4096, 8192)
     memory_lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)
@@ -44,7 +58,7 @@ class Settings:
     rewrite: Path | None = None
 
     def __post_init__(self) -> None:
-        for word in ("lengths", "memory_lengths"):
+        for word in self.lists:
             if not getattr(self, word) or min(getattr(self, word)) < 2:
                 raise LabError(f"{word.replace('_', ' ')} are integers >= 2, got {getattr(self, word)}")
         for word, least in (("heads", 1), ("dim", 2), ("rounds", 1), ("threads", 0), ("decode_steps", 2)):
@@ -61,25 +75,19 @@ class Settings:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def of(cls, **options: Any) -> Settings:
+    def of(cls, **options: Any) -> Self:
         """From options by name; --quick shrinks what is not named. LabError for an unknown name."""
         known = {field.name for field in fields(cls)}
         for name in options:
             if name not in known:
-                raise LabError(f"bench attention has no option {name!r}; it has {', '.join(sorted(known))}")
+                raise LabError(f"bench {cls.bench} has no option {name!r}; it has {', '.join(sorted(known))}")
         options = {key: value for key, value in options.items() if value is not None}
-        for key in ("lengths", "memory_lengths", "only"):
+        for key in (*cls.lists, "only"):
             if isinstance(options.get(key), list):
                 options[key] = tuple(options[key])
         if options.get("quick"):
-            options = {**QUICK, **options}
+            options = {**cls.small, **options}
         return cls(**options)
-
-
-QUICK: dict[str, Any] = {
-    "lengths": (32, 64), "memory_lengths": (64,), "heads": 2, "dim": 8, "rounds": 2, "sample": 0.0, "patience": 0.0,
-    "decode_steps": 16, "limit": 60.0,
-}  # fmt: skip
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -93,35 +101,49 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def parse(arguments: Sequence[str]) -> dict[str, Any]:
+def parse(arguments: Sequence[str], kind: type[Settings] = Settings) -> dict[str, Any]:
     """Options from the words of a command line; what was not typed is absent."""
     parser = argparse.ArgumentParser(
-        prog="relpos bench attention",
-        description="Time and peak memory of attention with encodings, interleaved with what it competes with.",
+        prog=f"relpos bench {kind.bench}",
+        description=kind.about,
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("--lengths", type=_integers, metavar="N,N,..", help="lengths that are timed (2048,4096,8192)")
-    add("--memory-lengths", type=_integers, metavar="N,..", help="lengths of the memory part (4096,..,32768)")
-    add("--heads", type=int, help="heads (8)")
-    add("--dim", type=int, help="width of a head (64)")
+
+    def default(name: str) -> str:
+        value = getattr(kind, name)
+        return f"({','.join(map(str, value)) if isinstance(value, tuple) else format(value, 'g')})"
+
+    for name in kind.lists:
+        add(f"--{name.replace('_', '-')}", type=_integers, metavar="N,..", help=f"{LISTS[name]} {default(name)}")
+    for name, what in (
+        ("heads", "heads"), ("dim", "width of a head"), ("rounds", "rounds at least; those marked slow take 3"),
+        ("decode-steps", "tokens that are decoded"),
+    ):  # fmt: skip
+        add(f"--{name}", type=int, help=f"{what} {default(name.replace('-', '_'))}")
     add("--threads", type=int, help="threads (all cores)")
-    add("--rounds", type=int, help="rounds at least; those marked slow take 3 (5)")
     add("--dtype", choices=DTYPES, help="of q, k and v (float32)")
     add("--device", help="cpu or cuda (cpu)")
-    add("--only", type=_names, metavar="NAME,..", help="contestants; the floor always takes part")
+    add("--only", type=_names, metavar="NAME,..", help="contestants; the one that keeps the pace always takes part")
     for name, what in (
         ("forward", "the forward pass alone"), ("backward", "forward and backward"), ("causal", "causal attention"),
         ("full", "attention to all keys"), ("memory", "the memory part"), ("decode", "the decoding part"),
+        *kind.parts,
     ):  # fmt: skip
         add(f"--{name}", action=argparse.BooleanOptionalAction, help=f"{what} (yes)")
-    add("--decode-steps", type=int, help="tokens that are decoded (1024)")
     add("--quick", action="store_true", help="tiny sizes, a few seconds: shows that everything runs, measures nothing")
-    add("--sample", type=float, help="seconds a sample lasts at least: short calls are repeated (0.2)")
-    add("--patience", type=float, help="seconds that more rounds may fill where calls are short (40)")
-    add("--limit", type=float, help="seconds that one process of its own may take (600)")
+    for name, what in (
+        ("sample", "seconds a sample lasts at least: short calls are repeated"),
+        ("patience", "seconds that more rounds may fill where calls are short"),
+        ("limit", "seconds that one process of its own may take"),
+    ):
+        add(f"--{name}", type=float, help=f"{what} {default(name)}")
     add("--out", type=Path, help="folder that holds the run directories (runs)")
-    add("--name", help="name of the run directory (bench-<time>)")
-    add("--markdown", type=Path, help="also write the tables and figures as a page, such as docs/results/attention.md")
+    add("--name", help="name of the run directory (the bench and the time)")
+    add(
+        "--markdown",
+        type=Path,
+        help=f"also write the tables and figures as a page, such as docs/results/{kind.bench}.md",
+    )
     add("--rewrite", type=Path, metavar="RUN", help="measure nothing: write the files of a finished run again")
     return vars(parser.parse_args(arguments))

@@ -67,5 +67,5 @@ def slope(lengths: Sequence[float], values: Sequence[float]) -> float | None:
 
 def thinned(rounds: int, wanted: int) -> set[int]:
     """`wanted` of the rounds 0..rounds-1, spread evenly over them."""
-    wanted = min(rounds, max(1, wanted))
+    wanted = min(rounds, wanted)
     return {round((i + 0.5) * rounds / wanted - 0.5) for i in range(wanted)}

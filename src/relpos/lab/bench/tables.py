@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,17 +34,16 @@ def problem_of(row: dict[str, Any], settings: dict[str, Any]) -> Problem:
 
 
 def all_tables(results: dict[str, Any]) -> list[Table]:
-    tables = [*_timings(results), *_memory(results), *_decode(results)]
-    return ([goals_table(results)] if results["goals"] else []) + tables
+    return [*goals_tables(results), *timing_tables(results, cell), *memory_tables(results), *_decode(results)]
 
 
-def goals_table(results: dict[str, Any]) -> Table:
+def goals_tables(results: dict[str, Any]) -> list[Table]:
     rows = []
     for goal in results["goals"]:
         sign, value = "at least" if goal["least"] else "at most", goal["measured"]
         verdict = {True: "met", False: "missed", None: "not measured"}[goal["met"]]
         rows.append([goal["what"], f"{sign} {goal['limit']:g}", "-" if value is None else f"{value:.3g}", verdict])
-    return Table("Figures to reach", ["figure", "goal", "measured", ""], rows)
+    return [Table("Figures to reach", ["figure", "goal", "measured", ""], rows)] if rows else []
 
 
 def modes(results: dict[str, Any]) -> list[tuple[bool, bool]]:
@@ -52,11 +52,14 @@ def modes(results: dict[str, Any]) -> list[tuple[bool, bool]]:
     return sorted(found, key=lambda mode: (not mode[0], mode[1]))
 
 
-def _timings(results: dict[str, Any]) -> list[Table]:
-    return [_timing(results, backward, causal) for backward, causal in modes(results)]
+Cell = Callable[[dict[str, Any] | None, dict[str, Any]], str]  # of a row and the results
 
 
-def _timing(results: dict[str, Any], backward: bool, causal: bool) -> Table:
+def timing_tables(results: dict[str, Any], cell: Cell) -> list[Table]:
+    return [_timing(results, backward, causal, cell) for backward, causal in modes(results)]
+
+
+def _timing(results: dict[str, Any], backward: bool, causal: bool, cell: Cell) -> Table:
     rows = [r for r in results["timings"] if (r["backward"], r["causal"]) == (backward, causal)]
     lengths = sorted({r["n"] for r in rows})
     found = {(r["contestant"], r["n"]): r for r in rows}
@@ -108,7 +111,7 @@ def _reasons(rows: list[dict[str, Any]]) -> str:
     return "  \n".join(lines)
 
 
-def _memory(results: dict[str, Any]) -> list[Table]:
+def memory_tables(results: dict[str, Any]) -> list[Table]:
     rows = results["memory"]
     if not rows:
         return []
@@ -149,7 +152,8 @@ def _decode(results: dict[str, Any]) -> list[Table]:
 
 CSV_COLUMNS = (
     "part", "contestant", "n", "causal", "backward", "seconds", "seconds_low", "seconds_high", "ratio", "ratio_low",
-    "ratio_high", "rounds", "over_bound", "peak_bytes", "share", "cache", "difference", "skipped",
+    "ratio_high", "rounds", "over_bound", "peak_bytes", "share", "cache", "total_seconds", "difference", "features",
+    "skipped",
 )  # fmt: skip
 
 
@@ -160,11 +164,13 @@ def as_csv(results: dict[str, Any]) -> str:
     writer.writeheader()
     for row in results["timings"]:
         writer.writerow({"part": "time", **row, "over_bound": over_bound(row, results)})
-    for row in results["memory"]:
-        writer.writerow({"part": "memory", **row, "peak_bytes": row.get("peak")})
+    for part in ("memory", "stochastic"):
+        for row in results.get(part, []):
+            writer.writerow({"part": part, **row, "peak_bytes": row.get("peak")})
     for row in results["decode"]:
         common = {"part": "decode", "contestant": row["encoding"], "skipped": row["skipped"]}
         for step in row.get("steps", [{}]):
             spread = {"seconds_low": step.get("low"), "seconds_high": step.get("high")}
+            spread["total_seconds"] = step.get("total")
             writer.writerow({**common, **step, **spread, "difference": row.get("difference")})
     return text.getvalue()

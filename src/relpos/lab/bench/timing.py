@@ -24,11 +24,26 @@ Tick = Callable[[float, str], None]  # share of the problem that is done, who ha
 
 @dataclass(frozen=True)
 class Patience:
-    """Rounds at least; and up to five times as many while a problem takes less than `seconds`."""
+    """Rounds at least; and up to five times as many while a problem takes less than `seconds`.
+
+    long      seconds of a call from which a contestant is called three times, the first call included
+    once      seconds from which its first call is its only one
+    between   contestants between two measurements of the floor
+    """
 
     rounds: int
     sample: float
     seconds: float
+    long: float = math.inf
+    once: float = math.inf
+    between: int = BETWEEN
+
+    def turns_for(self, entrant: _Entrant, rounds: int) -> int:
+        if entrant.once >= self.once:
+            return 0
+        if entrant.once >= self.long:
+            return min(rounds, SLOW_ROUNDS) - 1
+        return min(rounds, SLOW_ROUNDS) if entrant.contestant.slow else rounds
 
     def rounds_for(self, one_round: float) -> int:
         fitting = int(self.seconds / max(one_round, 1e-9))
@@ -71,12 +86,12 @@ def race(
     """Times the contestants on one problem; a row for each, with its numbers or with why it was skipped.
 
     Every round visits all of them, starting one further than the last; the floor runs before, after and after each
-    group of three.
+    group of `patience.between`.
     """
     inputs = problem.inputs()
     base = _enter(floor, problem, inputs, patience)
     entrants, rows = [], []
-    one_round = (2 + len(others) / BETWEEN) * base.calls * base.once
+    one_round = (2 + len(others) / patience.between) * base.calls * base.once
     for index, contestant in enumerate(others):
         tick(index / len(others) / (patience.rounds + 1), f"{contestant.name} warms up")
         try:
@@ -85,19 +100,22 @@ def race(
             rows.append(_row(contestant, problem, skipped=str(refusal)))
             continue
         entrants.append(entrant)
-        one_round += entrant.calls * entrant.once
+        if entrant.once >= patience.long:
+            entrant.samples.append(Sample(entrant.once, base.once, base.once))
+        if entrant.once < patience.once:
+            one_round += entrant.calls * entrant.once
     floors: list[float] = []
-    turns = list(_turns(entrants, patience.rounds_for(one_round)))
+    turns = list(_turns(entrants, patience, patience.rounds_for(one_round)))
     gc.collect()
     for number, due in enumerate(turns):
-        for done, name in enumerate(_round(due, base, problem.device, floors)):
+        for done, name in enumerate(_round(due, base, problem.device, floors, patience.between)):
             tick((number + 1 + (done + 1) / len(due)) / (len(turns) + 1), name)
     rows += [_row(e.contestant, problem, samples=e.samples) for e in entrants]
     return [_floor_row(floor, problem, floors), *rows]
 
 
 def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: Patience) -> _Entrant:
-    need, free = contestant.heavy * problem.scores, free_memory(problem.device)
+    need, free = contestant.needs(problem), free_memory(problem.device)
     if free is not None and need > SHARE * free:
         raise Refused(f"needs about {need / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
     entrant = _Entrant(contestant, call(contestant.prepare(problem), inputs))
@@ -110,20 +128,20 @@ def _enter(contestant: Contestant, problem: Problem, inputs: Inputs, patience: P
     return entrant
 
 
-def _turns(entrants: list[_Entrant], rounds: int) -> Iterator[list[_Entrant]]:
+def _turns(entrants: list[_Entrant], patience: Patience, rounds: int) -> Iterator[list[_Entrant]]:
     """Who runs in each round, in which order."""
-    slow = thinned(rounds, SLOW_ROUNDS)
+    turns = [thinned(rounds, patience.turns_for(entrant, rounds)) for entrant in entrants]
     for turn in range(rounds):
-        due = [e for e in entrants if not e.contestant.slow or turn in slow]
+        due = [entrant for entrant, own in zip(entrants, turns, strict=True) if turn in own]
         start = turn % max(1, len(due))
         yield due[start:] + due[:start]
 
 
-def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]) -> Iterator[str]:
+def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float], between: int) -> Iterator[str]:
     """Runs one round; names each contestant that had its turn."""
     before = seconds(base.work, device, base.calls)
     floors.append(before)
-    for group in _groups(due):
+    for group in _groups(due, between):
         taken = []
         for entrant in group:
             taken.append(seconds(entrant.work, device, entrant.calls))
@@ -135,15 +153,15 @@ def _round(due: list[_Entrant], base: _Entrant, device: str, floors: list[float]
         before = after
 
 
-def _groups(due: list[_Entrant]) -> Iterator[list[_Entrant]]:
-    for start in range(0, len(due), BETWEEN):
-        yield due[start : start + BETWEEN]
+def _groups(due: list[_Entrant], between: int) -> Iterator[list[_Entrant]]:
+    for start in range(0, len(due), between):
+        yield due[start : start + between]
 
 
 def _row(
     contestant: Contestant, problem: Problem, samples: list[Sample] | None = None, skipped: str | None = None
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"contestant": contestant.name, **_mode(problem), "skipped": skipped}
+    row: dict[str, Any] = {"contestant": contestant.name, **problem.as_mode(), "skipped": skipped}
     if samples:
         row.update(summary(samples).as_dict(), samples=[sample.seconds for sample in samples])
     elif skipped is None:
@@ -157,10 +175,6 @@ def _floor_row(floor: Contestant, problem: Problem, floors: list[float]) -> dict
     row = _row(floor, problem, samples=samples or [Sample(each, each, each) for each in floors])
     median, low, high = quartiles(floors)
     return {**row, "seconds": median, "seconds_low": low, "seconds_high": high, "samples": floors, "ratio": 1.0}
-
-
-def _mode(problem: Problem) -> dict[str, Any]:
-    return {"n": problem.n, "causal": problem.causal, "backward": problem.backward}
 
 
 def free_memory(device: str) -> float | None:

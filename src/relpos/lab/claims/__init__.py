@@ -14,7 +14,9 @@ from relpos.lab.errors import unknown
 __all__ = ["Claim", "Finding", "Order", "get", "names", "prove"]
 
 _CLAIMS: dict[str, str] = {
+    "stability": "relpos.lab.claims.stability",
     "conversion": "relpos.lab.claims.conversion",
+    "extrapolation": "relpos.lab.claims.extrapolation",
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from relpos.lab.checkpoint import load_checkpoint, read_json, write_json
-from relpos.lab.claims.frame import PICTURES, Finding, Order, spread
+from relpos.lab.claims.frame import PICTURES, Finding, Order, markdown_table, spread
 from relpos.lab.jobs import Crew, Job, perform_all
 from relpos.lab.settings import Settings
 from relpos.lab.train import CHECKPOINT, build
@@ -67,6 +67,7 @@ presets: dict[str, dict[str, Any]] = {
 """path: a parallel text in place of the verses. draws: of the features, for each count; the rest as its name says."""
 
 CELLS = "cells.json"
+CORNER = "q, k + positions"
 Cell = dict[str, float | None]
 
 
@@ -187,13 +188,14 @@ def _body(table: dict[str, list[dict[str, Any]]], s: Any, baselines: dict[str, d
     return "\n\n".join(
         [
             f"![BLEU and loss after conversion]({PICTURES}/conversion.png)",
-            f"## BLEU on {s['translated']} test verses, greedy\n\n" + _markdown(heads, _texts(table, "bleu", ".1f")),
-            "## Nats a token on the whole test side\n\n" + _markdown(heads, _texts(table, "loss", ".3f")),
+            f"## BLEU on {s['translated']} test verses, greedy\n\n"
+            + markdown_table(CORNER, heads, _texts(table, "bleu", ".1f")),
+            "## Nats a token on the whole test side\n\n" + markdown_table(CORNER, heads, _texts(table, "loss", ".3f")),
             f"Mean (± standard deviation) over draws of the features ({s['features']}), {s['draws']} for each m; one "
             f"draw a layer, shared by its heads. Trivial predictors: {'; '.join(trivial)}.",
             "## The paper's numbers\n\nBLEU on another task (IWSLT14 de-en), with larger models: the order and the "
             "distances can be compared, the numbers cannot.\n\n"
-            + _markdown(["exact", *(f"m={m}" for m in (16, 32, 64, 128, 256, 512))], paper),
+            + markdown_table(CORNER, ["exact", *(f"m={m}" for m in (16, 32, 64, 128, 256, 512))], paper),
             f"## How it was done\n\n{method}\n\nHere: {size}; AdamW, peak rate {s['rate']:g}, seed {s['seed']}.",
         ]
     )
@@ -207,11 +209,6 @@ def _texts(table: dict[str, list[dict[str, Any]]], what: str, form: str) -> dict
         return format(mean, form) + ("" if deviation is None else f" ± {deviation:{form}}")
 
     return {key: [text(*cell[what]) for cell in row] for key, row in table.items()}
-
-
-def _markdown(heads: list[str], rows: dict[str, list[str]]) -> str:
-    lines = [f"| q, k + positions | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    return "\n".join(lines + [f"| {key} | {' | '.join(row)} |" for key, row in rows.items()])
 
 
 def _picture(table: dict[str, list[dict[str, Any]]], s: Any) -> bytes:

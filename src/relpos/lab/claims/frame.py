@@ -148,6 +148,12 @@ def spread(work: Callable[[Any], Any], items: Sequence[Any], order: Order, title
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def markdown_table(corner: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A markdown table with numbers to the right: `corner` heads the titles of the rows."""
+    lines = [f"| {corner} | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    return "\n".join(lines + [f"| {title} | {' | '.join(row)} |" for title, row in rows.items()])
+
+
 def _enter(thread_count: int, modules: tuple[str, ...]) -> None:
     """A process begins: it dies of Ctrl-C without a word, and knows what the user's modules registered."""
     import importlib

@@ -1,0 +1,1 @@
+"""`relpos bench linear`: kernelised attention with encodings, against softmax and against the literal algorithm."""
