@@ -161,8 +161,8 @@ def one_thread() -> Any:
 
 
 def largest(n: int, count: int, kernel: str, monkeypatch: pytest.MonkeyPatch, causal: bool, **options: Any) -> Largest:
-    monkeypatch.setattr(split, "CELL", 64)
-    monkeypatch.setattr(split, "ELEMENTS", 2**14)
+    for name, value in (("CELL", 64), ("GRAIN", 64), ("ROWS", 256), ("ELEMENTS", 2**14)):  # small beside n
+        monkeypatch.setattr(split, name, value)
     split._scratch.clear()
     encoding = rp.encodings.LearnedBias(1, n if kernel != "band" else 16)
     f = features.PRF(8, count, generator=seed(1))

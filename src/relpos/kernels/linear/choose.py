@@ -137,12 +137,17 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
 
 def _precise(call: LinearCall, name: str) -> LinearCall:
     """In float64 where float32 cannot hold the exponentials of the bias."""
-    if name not in ("band", "split") or call.bias is None or call.q.dtype == torch.float64:
-        return call
-    with torch.no_grad():
-        reach = (call.bias.tail() or Tail(0)).reach
-        spread = spread_of(call.states["lags"].tensor if name == "split" else _near(call.bias, reach, call.q))
-    return call.to(torch.float64) if spread > SAFE[torch.float32] else call
+    wide = call.q.dtype != torch.float64 and spread_met(call, name) > SAFE[torch.float32]
+    return call.to(torch.float64) if wide else call
+
+
+@torch.no_grad()
+def spread_met(call: LinearCall, name: str) -> float:
+    """Nats between the largest and smallest bias that share one factor in this kernel; 0 where rows have their own."""
+    if name not in ("band", "split") or call.bias is None:
+        return 0.0
+    reach = (call.bias.tail() or Tail(0)).reach
+    return spread_of(call.states["lags"].tensor if name == "split" else _near(call.bias, reach, call.q))
 
 
 def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
