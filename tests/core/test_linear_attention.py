@@ -501,7 +501,7 @@ def test_bad_input() -> None:
         (ValueError, r"prefix is a number of leading tokens, 0..5, got 6", {"prefix": 6}),
         (ValueError, r"prefix is .* got -1", {"prefix": -1}),
         (ValueError, "give prefix or segments, not both", {"prefix": 1, "segments": torch.zeros(5, dtype=torch.int64)}),
-        (ValueError, "kernel is auto, dense, tiled, band, split; got 'fft'", {"kernel": "fft"}),
+        (ValueError, "kernel is auto, dense, tiled, band, split, grid; got 'fft'", {"kernel": "fft"}),
         (ValueError, "built for rows of width 6, got 4", {"features": made("prf", 6)}),
         (ValueError, "was built for 3 heads, q has 2", {"encoding": rp.encodings.LearnedBias(3, 2)}),
         (ValueError, "pass causal=True", {"encoding": rp.encodings.HyPE(HEADS)}),

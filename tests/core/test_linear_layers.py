@@ -161,7 +161,7 @@ def one_thread() -> Any:
 
 
 def largest(n: int, count: int, kernel: str, monkeypatch: pytest.MonkeyPatch, causal: bool, **options: Any) -> Largest:
-    for name, value in (("CELL", 64), ("GRAIN", 64), ("ROWS", 256), ("ELEMENTS", 2**14)):  # small beside n
+    for name, value in (("CELL", 64), ("GRAIN", 64), ("MADE", 2**13), ("ELEMENTS", 2**14)):  # small beside n
         monkeypatch.setattr(split, name, value)
     split._scratch.clear()
     encoding = rp.encodings.LearnedBias(1, n if kernel != "band" else 16)

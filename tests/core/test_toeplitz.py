@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import relpos as rp
 from relpos.kernels.linear import band as band_kernel
 from relpos.kernels.linear import split as split_kernel
 from relpos.positions import Grid
+from tests.core.test_memory import Largest
 
 SIDES = [(1, 1), (2, 2), (3, 3), (31, 31), (257, 257), (7, 20), (20, 7), (300, 131), (131, 300), (1, 9), (9, 1)]
 GRIDS = [(1, 1), (4, 5), (7, 3), (17, 13), (2, 3, 4), (3, 5, 7)]
@@ -212,11 +214,12 @@ def test_gradients(method: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -
     for n_q, n_k in ((7, 7), (4, 9), (9, 4)):
         c = torch.randn(2, n_q + n_k - 1, dtype=torch.float64, requires_grad=True)
         x = torch.randn(3, 2, n_k, 2, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda c, x: rp.toeplitz_matmul(c, x, causal=causal, method=method), (c, x))
+        product = partial(rp.toeplitz_matmul, causal=causal, method=method)
+        assert torch.autograd.gradcheck(product, (c, x), fast_mode=True)
     c = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
     x = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
-    call = lambda c, x: rp.toeplitz_matmul(c, x, causal=causal, grid=(2, 2), method=method)  # noqa: E731
-    assert torch.autograd.gradcheck(call, (c, x))
+    product = partial(rp.toeplitz_matmul, causal=causal, grid=(2, 2), method=method)
+    assert torch.autograd.gradcheck(product, (c, x))
 
 
 def test_gradients_of_long_products() -> None:
@@ -281,6 +284,19 @@ def test_dtypes_and_layouts() -> None:
     torch.testing.assert_close(rp.toeplitz_matmul(every, turned, method="split"), matrix(every, 100) @ x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(rp.toeplitz_matmul(c, x, method="dense"), want)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_memory_is_linear(causal: bool) -> None:
+    n = 4096
+    for lags, grid in ((torch.rand(2 * n - 1), None), (torch.rand(127, 127), (64, 64))):
+        c, x = lags.requires_grad_(), torch.randn(n, 8, requires_grad=True)
+        with Largest() as largest:
+            rp.toeplitz_matmul(c, x, causal=causal, grid=grid).sum().backward()
+        assert largest.bytes < n * n, largest.operation
+    with Largest() as largest:
+        rp.toeplitz_matmul(torch.ones(2 * n - 1), x, causal=causal).sum().backward()
+    assert largest.bytes < n * n, largest.operation
 
 
 @pytest.mark.parametrize("sides", GRIDS)

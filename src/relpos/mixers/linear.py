@@ -56,8 +56,9 @@ def linear_attention(
     prefix       the first so many tokens (CLS) stand outside the encoding: pairs with them have bias 0, positions are
                  counted (and given) for the others, so that a grid of patches may have a CLS token before it
     codes        what a Transform keeps for a whole sequence; default: made here, with `generator`
-    kernel       "auto", "dense", "tiled" (direct), "band" (O(n), for a bias that becomes constant or geometric) or
-                 "split" (FFT, for one that is free at every lag); `explain(..., features=...)` says which and why
+    kernel       "auto", "dense", "tiled" (direct), "band" (O(n), for a bias that becomes constant or geometric),
+                 "split" (FFT, for one that is free at every lag) or "grid" (FFT, for the cells of a grid);
+                 `explain(..., features=...)` says which and why. Packed documents are taken one by one
 
     Raises ValueError or TypeError for anything that does not fit. The gradient is defined once.
     Source: Luo et al. 2021 (NPRF), eq. 6, 10-13, Algorithm 1. Their code was not published; the FFT over the whole

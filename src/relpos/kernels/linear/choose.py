@@ -12,7 +12,9 @@ from relpos.encodings.base import Bias, Tail
 from relpos.kernels.call import Refusal
 from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.call import LinearCall, Sums
-from relpos.kernels.linear.split import noise, split
+from relpos.kernels.linear.documents import Documents
+from relpos.kernels.linear.line import Line, laid_out, line_of
+from relpos.kernels.linear.split import NEAR, noise, split
 from relpos.kernels.linear.tiles import SAFE, dense, spread_of, tiled
 
 SMALL = 2**16  # scores a head up to which one dense product is the quickest
@@ -21,6 +23,7 @@ FREE = 3072**2  # scores a head from which FFT is quicker than direct tiles; fiv
 TRUSTED = {torch.float32: 2e-5, torch.float64: 1e-10}  # estimated relative error of a denominator up to which the FFT
 # is taken at its word, by the type of the inputs
 CHUNK = 256  # rows that are searched for NaN at a time
+CELLS = 2304**2  # the same for a grid, four times as many in causal attention
 
 
 def band(call: LinearCall) -> Sums:
@@ -38,15 +41,23 @@ def band(call: LinearCall) -> Sums:
     return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
 
 
-def free(call: LinearCall) -> Sums:
+def free(call: LinearCall, near: int = NEAR) -> Sums:
     """O(n log n): a band of direct sums and FFT for the rest, for a bias that is free at every lag."""
     assert call.offset is not None and call.bias is not None
     lags = call.states["lags"].tensor
     lags = lags.to(torch.promote_types(lags.dtype, call.q.dtype))
     top = _top(lags)
     c = (lags - top).exp().to(call.q.dtype)
-    total = split(call.q, call.k, call.values, c, call.phi, call.offset, call.causal)
+    total = split(call.q, call.k, call.values, c, call.phi, call.offset, call.causal, near)
     return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
+
+
+def grid(call: LinearCall) -> Sums:
+    """O(n log n) for the cells of a grid: their rows laid out on one line."""
+    line = line_of(call)
+    assert not isinstance(line, str)
+    sums = free(laid_out(call, line), line.near)
+    return Sums(sums.total[:, :, line.queries], sums.shift)
 
 
 def _near(bias: Bias, reach: int, q: Tensor) -> Tensor:
@@ -58,13 +69,23 @@ def _top(lags: Tensor) -> Tensor:
     return highest.masked_fill(highest == -torch.inf, 0)
 
 
-KERNELS: dict[str, Callable[[LinearCall], Sums]] = {"dense": dense, "tiled": tiled, "band": band, "split": free}
+KERNELS: dict[str, Callable[[LinearCall], Sums]] = {
+    "dense": dense,
+    "tiled": tiled,
+    "band": band,
+    "split": free,
+    "grid": grid,
+}
+DIRECT = ("dense", "tiled")  # take any bias and any mask as they are
 
 
 def refusal(call: LinearCall, kernel: str) -> str | None:
     """Why a kernel cannot serve, None where it can."""
-    if kernel not in ("band", "split"):
+    if kernel in DIRECT:
         return None
+    if kernel == "grid":
+        line = line_of(call)
+        return line if isinstance(line, str) else _too_wide(spread_of(call.states["table"].tensor))
     if call.offset is None:
         return "the weights do not depend on a lag of consecutive positions alone"
     if not call.ordered:
@@ -92,9 +113,13 @@ def _too_wide(spread: float) -> str | None:
 
 def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
     """Name of the kernel and the reason for it. ValueError for a name that is not known or cannot serve."""
+    if kernel not in ("auto", *KERNELS):
+        raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
+    documents = Documents.of(call) if apart(call, kernel) else None
+    if documents is not None and documents.calls:
+        name, reason = pick(max(documents.calls, key=lambda part: part.shape[2] * part.shape[3]), kernel)
+        return name, f"each document by itself; {reason}"
     if kernel != "auto":
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
         why = refusal(call, kernel)
         if why is not None:
             raise Refusal(f'kernel "{kernel}" cannot serve this call: {why}; kernel="auto" picks one that can')
@@ -109,6 +134,8 @@ def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
             return "band", f"beyond {reach} tokens the weights are constant or geometric: running sums, no FFT"
     if n_q * n_k >= (5 * FREE if call.causal else FREE) and refusal(call, "split") is None:
         return "split", "the bias is free at every lag: direct near the query, FFT beyond"
+    if n_q * n_k >= (4 * CELLS if call.causal else CELLS) and refusal(call, "grid") is None:
+        return "grid", "the cells of a grid, their rows laid out on one line: direct near the query, FFT beyond"
     return "tiled", _why_tiled(call)
 
 
@@ -119,12 +146,21 @@ def _why_tiled(call: LinearCall) -> str:
     return f"direct tiles: {why}"
 
 
+def apart(call: LinearCall, kernel: str) -> bool:
+    """Whether packed documents are to be taken one by one, where they can be."""
+    large = kernel != "auto" or call.shape[2] * call.shape[3] > SMALL
+    return call.mask.q_segments is not None and kernel not in DIRECT and large
+
+
 def run(call: LinearCall, kernel: str = "auto") -> Sums:
     """The sums of the call, by the kernel that `pick` names; see LinearCall for what they are."""
     if 0 in call.shape:
         nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.values))
         empty = call.values.new_zeros(*call.shape[:3], call.values.shape[-1]) + nothing
         return Sums(empty, call.values.new_zeros(1, 1, 1, 1))
+    documents = Documents.of(call) if apart(call, kernel) else None
+    if documents is not None:
+        return documents.joined([run(part, kernel) for part in documents.calls])
     name, _ = pick(call, kernel)
     trusted = TRUSTED[call.q.dtype]
     call = _precise(call, name).at_once()
@@ -144,10 +180,11 @@ def _precise(call: LinearCall, name: str) -> LinearCall:
 @torch.no_grad()
 def spread_met(call: LinearCall, name: str) -> float:
     """Nats between the largest and smallest bias that share one factor in this kernel; 0 where rows have their own."""
-    if name not in ("band", "split") or call.bias is None:
+    if name in DIRECT or call.bias is None:
         return 0.0
-    reach = (call.bias.tail() or Tail(0)).reach
-    return spread_of(call.states["lags"].tensor if name == "split" else _near(call.bias, reach, call.q))
+    if name == "band":
+        return spread_of(_near(call.bias, (call.bias.tail() or Tail(0)).reach, call.q))
+    return spread_of(call.states["lags" if name == "split" else "table"].tensor)
 
 
 def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
@@ -158,27 +195,27 @@ def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
     too small for a factor that all rows share; tiles give each row its own. Other rows keep every bit.
     """
     sums = KERNELS[name](call)
-    if name not in ("band", "split") or call.bias is None:
+    if name in DIRECT or call.bias is None:
         return sums
     below = sums.total.detach()[..., -1].abs().masked_fill(~_sees(call), torch.inf)
     limits = torch.finfo(below.dtype)
     lost = below < limits.tiny / limits.eps
-    if name == "split":
+    if name != "band":
         lost |= _noise(call, below) > trusted
     if not bool(lost.any()):
         return sums
-    wider = name == "split" and call.q.dtype != torch.float64
+    wider = name != "band" and call.q.dtype != torch.float64
     return sums.but(lost.unsqueeze(-1), _sound(call.to(torch.float64), name, trusted) if wider else tiled(call))
 
 
 @torch.no_grad()
 def _sees(call: LinearCall) -> Tensor:
     """Which rows see a key that is not padding, (batch, heads, n_q), where visibility is a matter of the lag."""
-    assert call.offset is not None
+    offset = call.mask.offset if call.offset is None else call.offset
     real = call.values.detach()[..., -1] != 0
     if not call.causal:
         return real.any(-1, keepdim=True).expand(call.shape[:3])
-    last = torch.arange(call.shape[2], device=real.device) + call.offset  # a query's own place among the keys
+    last = torch.arange(call.shape[2], device=real.device) + offset  # a query's own place among the keys
     counts = real.cumsum(-1)[..., last.clamp(0, call.shape[3] - 1)]
     return (counts > 0) & (last >= 0)
 
@@ -186,10 +223,19 @@ def _sees(call: LinearCall) -> Tensor:
 @torch.no_grad()
 def _noise(call: LinearCall, below: Tensor) -> Tensor:
     """Estimated relative error of each row's denominator, whose size is `below`."""
+    line = None if "lags" in call.states else line_of(call)
+    if isinstance(line, Line):
+        found = _noise_of(laid_out(call, line), line.near)[:, :, line.queries]
+    else:
+        found = _noise_of(call)
+    return found / below
+
+
+def _noise_of(call: LinearCall, near: int = NEAR) -> Tensor:
     assert call.offset is not None
     lags = call.states["lags"].tensor.detach()
     c = (lags - _top(lags)).exp().to(call.q.dtype)
-    return noise(call.q, call.k, c, call.phi, call.offset, call.causal) / below
+    return noise(call.q, call.k, c, call.phi, call.offset, call.causal, near)
 
 
 def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums:

@@ -7,12 +7,15 @@ line is as long as the padding of an FFT in several dimensions would be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from relpos.encodings.base import State
+from relpos.kernels.linear.call import LinearCall
 from relpos.kernels.linear.split import CELL, NEAR
+from relpos.kernels.mask import Mask
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,45 @@ def near_of(places: Tensor) -> int:
     width = int(gaps[0]) + 1
     reach = int(places[width] - places[0]) + width - 1
     return max(reach, NEAR) if reach <= CELL else NEAR
+
+
+def line_of(call: LinearCall) -> Line | str:
+    """The line on which the tokens of a call stand whose bias is one table with an integer a token, or why there is
+    none. Cells of a grid are one such case, integers with gaps another."""
+    if set(call.states) != {"table", "q_code", "k_code"}:
+        return "the tokens are not cells of one grid"
+    q, k = call.states["q_code"].tensor, call.states["k_code"].tensor
+    mask = call.mask
+    if q.dim() > 1 or k.dim() > 1:
+        return "positions differ from one sequence of the batch to the next"
+    if not call.ordered or mask.left is not None:
+        return "packed documents or orders of their own need a mask in every tile"
+    if not (_rising(q) and _rising(k)):
+        return "the cells are not in row-major order, each once"
+    if not call.causal:
+        return Line.of(q - q[0], k - k[0], 0)
+    first = mask.offset
+    own = k[first : first + len(q)] if first >= 0 else k[:0]
+    if len(own) != len(q) or not torch.equal(own - own[0], q - q[0]):
+        return "the queries of a causal sum do not stand in the cells of the last keys"
+    return Line.of(q - q[0], k - k[0], int(own[0] - k[0]))
+
+
+def laid_out(call: LinearCall, line: Line) -> LinearCall:
+    """The same sums over all places of the line, of which the gaps hold zeros; the bias is then one of lags."""
+    q, k = call.states["q_code"].tensor, call.states["k_code"].tensor
+    first = int(k[0] - q[-1])  # entry of the table that the smallest lag reads
+    lags = call.states["table"].tensor[:, first : first + line.n_q + line.n_k - 1]
+    return replace(
+        call,
+        q=line.spread(call.q, line.queries, line.n_q),
+        k=line.spread(call.k, line.keys, line.n_k),
+        values=line.spread(call.values, line.keys, line.n_k),
+        states={"lags": State(lags, "lag")},
+        mask=Mask(line.n_q, line.n_k, line.offset, right=call.mask.right),
+        offset=line.offset,
+    )
+
+
+def _rising(places: Tensor) -> bool:
+    return bool((places[1:] > places[:-1]).all())

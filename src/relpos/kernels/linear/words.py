@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from relpos.kernels.linear.call import LinearCall
-from relpos.kernels.linear.choose import spread_met
+from relpos.kernels.linear.choose import apart, spread_met
+from relpos.kernels.linear.documents import Documents
 from relpos.kernels.linear.split import GROUP
 from relpos.kernels.linear.tiles import SAFE
 
@@ -21,7 +22,7 @@ def memory(call: LinearCall, name: str) -> str:
         return f"O(n_q n_k): {square:.1f} MiB for each of a few matrices of weights"
     width, features = call.values.shape[-1], _features(call)
     literal = f"an n_q x n_k matrix would take {square:.0f} MiB"
-    if name == "split":
+    if name in ("split", "grid"):
         rows = min(features, GROUP) * (n_q + n_k) * size
         whole = n_k * features * width * size
         return (
@@ -41,10 +42,12 @@ def _features(call: LinearCall) -> int:
 
 def notes(call: LinearCall, name: str) -> Iterator[str]:
     """What else a user may want to know of one sum."""
-    spread = spread_met(call, name)
+    documents = Documents.of(call) if apart(call, name) else None
+    parts = [call] if documents is None else documents.calls
+    spread = max((spread_met(part, name) for part in parts), default=0.0)
     if call.q.dtype == torch.float32 and spread > SAFE[torch.float32]:
         yield f"the bias spans {spread:.0f} nats, too many for one factor in float32: the sums run in float64"
-    if name == "split":
+    if name in ("split", "grid"):
         yield "rows that the FFT's rounding could reach are summed again, in float64 or directly"
     if name != "dense":
         yield "the backward pass recomputes features and weights; differentiating the gradient again raises"
