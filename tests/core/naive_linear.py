@@ -13,7 +13,7 @@ import relpos as rp
 from relpos import features
 from relpos.encodings.base import Transform
 from relpos.kernels import spectrum
-from relpos.kernels.linear import band, split, tiles
+from relpos.kernels.linear import band, choose, split, tiles
 from relpos.positions import as_positions
 
 HEADS, DIM, COUNT = 2, 4, 6
@@ -23,11 +23,13 @@ KERNELS = ("dense", "tiled", "band", "split")
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, cells and buffers so small that a few dozen tokens cross the borders of all of them."""
     for module, name, value in [
-        (band, "LEAST", 4), (split, "NEAR", 3), (split, "CELL", 8), (split, "GROUP", 4), (split, "MADE", 10),
+        (band, "LEAST", 4), (split, "NEAR", 3), (split, "CELL", 8), (split, "GROUP", 4), (split, "MADE", 64),
         (split, "GRAIN", 4), (tiles, "QUERIES", 5), (tiles, "KEYS", 7), (tiles, "SCORES", 2**7),
         (split, "ELEMENTS", 2**7), (spectrum, "ELEMENTS", 2**7),
     ]:  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    for function in (split.split, split.noise, choose.free, choose._noise_of):
+        monkeypatch.setattr(function, "__defaults__", (3,))  # near
 
 
 def phi_of(f: features.Features, x: Tensor) -> Tensor:

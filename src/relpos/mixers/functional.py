@@ -103,12 +103,16 @@ def explain(
 ) -> Explanation:
     """Says which kernel `attention` would run for these arguments and why, without running it.
 
-    Takes the arguments of `attention`. Raises what `attention` would raise.
+    Takes the arguments of `attention`, or with features=.. those of `linear_attention`. Raises what they would raise.
     """
     generator = options.get("generator")
     if generator is not None:
         options["generator"] = torch.Generator(generator.device).set_state(generator.get_state())
     with exactly(q), torch.random.fork_rng(devices=[]):  # asking draws no random numbers
+        if "features" in options:
+            from relpos.mixers.linear import explained
+
+            return explained(q, k, v, encoding, kernel, **options)
         call = _request(q, k, v, encoding, **options)
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))

@@ -13,11 +13,11 @@ from relpos.encodings.base import Bias, Encoding, Tail, Transform, consecutive
 from relpos.encodings.registry import entry
 from relpos.features import Features
 from relpos.kernels.call import computing, exactly
-from relpos.kernels.linear import choose
+from relpos.kernels.linear import choose, words
 from relpos.kernels.linear.call import LinearCall, Sums
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
-from relpos.mixers.functional import check_device, check_key_mask, check_tensors, mask_of, resolve
+from relpos.mixers.functional import Explanation, check_device, check_key_mask, check_tensors, mask_of, resolve
 from relpos.positions import Grid, Index, Position, Positions, as_positions
 
 
@@ -70,6 +70,28 @@ def linear_attention(
             segments=segments, temperature=temperature, prefix=prefix, codes=codes, generator=generator,
         )  # fmt: skip
         return asked.output(kernel).to(q.dtype)
+
+
+def explained(
+    q: Tensor, k: Tensor, v: Tensor, encoding: Encoding | str | None, kernel: str, **options: Any
+) -> Explanation:
+    """What `explain` says of linear attention."""
+    asked = request(q, k, v, encoding, **options)
+    main, features, prefix = asked.main, options["features"], options.get("prefix", 0)
+    name, reason = choose.pick(main, kernel)
+    notes = list(words.notes(main, name))
+    if q.element_size() < 4:
+        notes.append(f"{q.dtype} inputs are computed in float32 and rounded once at the end")
+    if k.shape[1] != q.shape[1]:
+        notes.append(f"{k.shape[1]} key heads are expanded to {q.shape[1]} query heads before the kernel")
+    if asked.denominator is not None:
+        served = choose.pick(asked.denominator, kernel)[0]
+        notes.append(f"the denominator is a sum of its own, of features that are not transformed: kernel {served}")
+    if asked.beside is not None:
+        notes.append(f"{prefix} leading tokens stand outside the encoding, in sums of their own")
+    if not features.positive:
+        notes.append("weights may be negative, and a denominator near 0: it is neither clamped nor replaced")
+    return Explanation(name, reason, words.memory(main, name), tuple(notes))
 
 
 class Decay(Bias):

@@ -173,14 +173,18 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
 
 def _precise(call: LinearCall, name: str) -> LinearCall:
     """In float64 where float32 cannot hold the exponentials of the bias."""
-    if name in DIRECT or call.bias is None or call.q.dtype == torch.float64:
-        return call
-    with torch.no_grad():
-        if name == "band":
-            spread = spread_of(_near(call.bias, (call.bias.tail() or Tail(0)).reach, call.q))
-        else:
-            spread = spread_of(call.states["lags" if name == "split" else "table"].tensor)
-    return call.to(torch.float64) if spread > SAFE[torch.float32] else call
+    wide = call.q.dtype != torch.float64 and spread_met(call, name) > SAFE[torch.float32]
+    return call.to(torch.float64) if wide else call
+
+
+@torch.no_grad()
+def spread_met(call: LinearCall, name: str) -> float:
+    """Nats between the largest and smallest bias that share one factor in this kernel; 0 where rows have their own."""
+    if name in DIRECT or call.bias is None:
+        return 0.0
+    if name == "band":
+        return spread_of(_near(call.bias, (call.bias.tail() or Tail(0)).reach, call.q))
+    return spread_of(call.states["lags" if name == "split" else "table"].tensor)
 
 
 def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
