@@ -171,7 +171,7 @@ def test_features_redrawn_before_the_gradient_are_refused(kernel: str) -> None:
     q, k, v = inputs(1, HEADS, 13, grad=True)
     out = L(q, k, v, rp.encodings.LearnedBias(HEADS, 2).double(), features=f, kernel=kernel)
     f.redraw()
-    with pytest.raises(RuntimeError, match=r"PRF changed in place \(redraw.*call backward first"):
+    with pytest.raises(RuntimeError, match=r"features changed in place \(redraw.*call backward first"):
         out.sum().backward()
 
 

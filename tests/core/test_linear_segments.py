@@ -121,10 +121,10 @@ def test_scattered_documents_are_served_too() -> None:
 
 
 def test_documents_on_grids_keep_their_own_cells() -> None:
-    """States by token rather than by lag: two images of 13 x 13, one after the other."""
+    """States by token rather than by lag: two images of 13 x 13, the second one read from its end."""
     encoding, features = rp.encodings.SwinBias(HEADS, (13, 13)).double(), phi()
     cells = rp.positions.Grid.of(13, 13).values[0]
-    pos = rp.positions.Grid(torch.cat([cells, cells]))
+    pos = rp.positions.Grid(torch.cat([cells, cells.flip(0)]))
     tensors = inputs(338)
     got, want = (
         rp.linear_attention(

@@ -210,6 +210,7 @@ def test_forbidden_lags_get_no_gradient(method: str) -> None:
 @pytest.mark.parametrize("method", ["dense", "fft", "split", "auto"])
 def test_gradients(method: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_kernel, "CELL", 2)
+    monkeypatch.setattr(split_kernel, "NEAR", 2)
     monkeypatch.setattr(band_kernel, "LEAST", 2)
     for n_q, n_k in ((7, 7), (4, 9), (9, 4)):
         c = torch.randn(2, n_q + n_k - 1, dtype=torch.float64, requires_grad=True)

@@ -14,7 +14,7 @@ from relpos.kernels.call import Refusal, computing, exactly
 from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.line import Line
 from relpos.kernels.linear.rows import Rows
-from relpos.kernels.linear.split import NEAR, Rectangle, split, transformed
+from relpos.kernels.linear.split import Rectangle, split, transformed
 
 METHODS = ("auto", "dense", "band", "fft", "split")
 SMALL = 2**18  # entries a matrix up to which the matrix itself is the quickest
@@ -75,7 +75,7 @@ class Product:
     n_q: int
     offset: int
     causal: bool
-    near: int = NEAR
+    near: int | None = None
     line: Line | None = None
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, Encoding, Tail, Transform, consecutive
 from relpos.encodings.registry import entry
@@ -179,19 +179,24 @@ def request(
         k, v = (x.masked_fill(~real[:, None, :, None], 0) for x in (k, v))
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     dtype = computing(q.dtype)
-    x_q, x_k = (unit(x.to(dtype)) if features.normalize else x.to(dtype) for x in (q, k))
+    x_q, x_k = q.to(dtype), k.to(dtype)
     values = torch.cat([v.to(dtype), v.new_ones(*v.shape[:3], 1, dtype=dtype)], -1)
     values = values if real is None else values.masked_fill(~real[:, None, :, None], 0)
     scale = features.scale(dim) / temperature
+    maps: nn.Module = features
+    if not isinstance(encoding, Transform):
+        maps, scale = Prepared(features, scale), 1.0
+    elif features.normalize:
+        x_q, x_k = unit(x_q), unit(x_k)
     main, denominator = _calls(
-        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], encoding, features, mask, queries, keys, scale,
+        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], encoding, maps, mask, queries, keys, scale,
         codes, generator,
     )  # fmt: skip
     if not prefix:
         return Request(main, denominator)
     if isinstance(encoding, Transform) and encoding.side == "before":
         raise ValueError(f"{type(encoding).__name__} acts before the features, where a prefix has no meaning; prefix=0")
-    x_q, x_k, phi = _times(x_q, scale), _times(x_k, scale), Rows(features)
+    x_q, x_k, phi = _times(x_q, scale), _times(x_k, scale), Rows(maps)
     first = Mask(m_q, prefix, 0, key_mask=None if real is None else real[:, :prefix])
     top = Mask(own, n_k, n_k - n_q, right=0 if causal else None, key_mask=real)
     beside = LinearCall(x_q[:, :, own:], x_k[:, :, :prefix], values[:, :, :prefix], phi, first, offset=0)
@@ -204,7 +209,7 @@ def _calls(
     x_k: Tensor,
     values: Tensor,
     encoding: Encoding | None,
-    features: Features,
+    features: nn.Module,
     mask: Mask,
     queries: Positions,
     keys: Positions,
@@ -215,7 +220,7 @@ def _calls(
     """The sums over tokens that have positions, and those of the denominator where they are others."""
     lagged = mask.offset if mask.q_order is None else None
     if not isinstance(encoding, Transform):
-        call = LinearCall(_times(x_q, scale), _times(x_k, scale), values, Rows(features), mask, offset=lagged)
+        call = LinearCall(x_q, x_k, values, Rows(features), mask, offset=lagged)
         return (call if encoding is None else _biased(call, encoding, queries, keys)), None
     codes = encoding.make_codes(queries, keys, generator) if codes is None else codes
     if encoding.side == "before":
@@ -237,6 +242,21 @@ def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Posi
     states = encoding.prepare(call.q, call.k, queries, keys)
     offset = consecutive(queries, keys) if call.offset is not None else None
     return replace(call, bias=encoding, states=states, offset=offset if offset == call.offset else None)
+
+
+class Prepared(nn.Module):
+    """phi with what comes before it, row by row: unit length where the map asks for it, and its share of the scale.
+
+    Kernels apply it to slices, so that no normalised copy of q and k is kept.
+    """
+
+    def __init__(self, features: Features, scale: float) -> None:
+        super().__init__()
+        self.features, self.scale = features, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.features(_times(unit(x) if self.features.normalize else x, self.scale))
+        return features
 
 
 def _times(x: Tensor, scale: float) -> Tensor:

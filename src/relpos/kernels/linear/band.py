@@ -72,6 +72,10 @@ class _Plan:
         first = t * self.block + self.offset
         return first - self.reach, first + self.block + (0 if self.causal else self.reach)
 
+    def covers(self) -> bool:
+        """True where every block of queries has a key in its dense tile."""
+        return self.window(0)[1] > 0 and (self.count - 1) * self.block + self.offset < self.n_k
+
     def steps(self, side: int) -> range:
         """Blocks in the order in which the sum of a side grows; the first ones may have keys only."""
         low, high = self.window(0)
@@ -180,7 +184,8 @@ class _Banded(torch.autograd.Function):
         tile, edges = rest[0].contiguous(), rest[1:3]
         ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
         ctx.save_for_backward(x_q, x_k, values, tile, *edges)
-        out = values.new_zeros(*x_q.shape[:3], values.shape[-1])
+        make = values.new_empty if plan.covers() else values.new_zeros
+        out = make((*x_q.shape[:3], values.shape[-1]))
         for near in _near(plan, x_q, x_k, tile):
             out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
         for side in ctx.sides:

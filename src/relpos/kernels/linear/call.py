@@ -12,6 +12,8 @@ from relpos.encodings.base import Bias, States
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
 
+ROWS = 2048  # made at a time: temporaries of the whole length would cost more in page faults than in arithmetic
+
 
 class Sums(NamedTuple):
     """total (batch, heads, n_q, width), to be multiplied by exp(shift), which broadcasts against it."""
@@ -84,4 +86,5 @@ class LinearCall:
             return self
         if self.phi(self.q[:1, :1, :1]).shape[-1] > self.values.shape[-1]:
             return self
-        return replace(self, q=self.phi(self.q), k=self.phi(self.k), phi=Rows(None))
+        q, k = (torch.cat([self.phi(part) for part in torch.split(x, ROWS, 2)], 2) for x in (self.q, self.k))
+        return replace(self, q=q, k=k, phi=Rows(None))

@@ -14,7 +14,7 @@ from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.call import LinearCall, Sums
 from relpos.kernels.linear.documents import Documents
 from relpos.kernels.linear.line import Line, laid_out, line_of
-from relpos.kernels.linear.split import NEAR, noise, split
+from relpos.kernels.linear.split import noise, split
 from relpos.kernels.linear.tiles import SAFE, dense, spread_of, tiled
 
 SMALL = 2**16  # scores a head up to which one dense product is the quickest
@@ -41,7 +41,7 @@ def band(call: LinearCall) -> Sums:
     return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
 
 
-def free(call: LinearCall, near: int = NEAR) -> Sums:
+def free(call: LinearCall, near: int | None = None) -> Sums:
     """O(n log n): a band of direct sums and FFT for the rest, for a bias that is free at every lag."""
     assert call.offset is not None and call.bias is not None
     lags = call.states["lags"].tensor
@@ -231,7 +231,7 @@ def _noise(call: LinearCall, below: Tensor) -> Tensor:
     return found / below
 
 
-def _noise_of(call: LinearCall, near: int = NEAR) -> Tensor:
+def _noise_of(call: LinearCall, near: int | None = None) -> Tensor:
     assert call.offset is not None
     lags = call.states["lags"].tensor.detach()
     c = (lags - _top(lags)).exp().to(call.q.dtype)

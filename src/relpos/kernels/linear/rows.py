@@ -38,7 +38,7 @@ class Rows:
             return grad, ()
         if self._changes() != self._versions:
             raise RuntimeError(
-                f"{type(self.module).__name__} changed in place (redraw, or an optimizer's step) between the forward "
+                "the features changed in place (redraw, or an optimizer's step) between the forward "
                 "pass and its gradient; call backward first"
             )
         with torch.enable_grad():

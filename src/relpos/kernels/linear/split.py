@@ -23,7 +23,7 @@ from relpos.kernels.linear.rows import Rows
 from relpos.kernels.spectrum import ELEMENTS, Scratch, fast_length, generator_of, spectrum, spread
 
 GROUP = 16  # features whose rows are kept at a time
-MADE = 2**20  # features made at a time, over all batch rows and heads
+MADE = 2**16  # features made at a time, over all batch rows and heads
 GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly
 CELL = 1024  # side of the diagonal squares that a causal sum takes directly
@@ -62,20 +62,24 @@ def _dyadic(low: int, high: int, n_q: int, n_k: int, offset: int) -> Iterator[Re
 
 
 def split(
-    x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int = NEAR
+    x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int | None = None
 ) -> Tensor:
     """sum_j c_{j-i} phi(x_q_i).phi(x_k_j) values_j, (batch, heads, n_q, width); c (heads, n_q + n_k - 1).
 
     c's index is j - i + n_q - 1; offset, the place of the first query among the keys, says what lag 0 is. near: lags on
-    either side that a two-sided sum takes directly.
+    either side that a two-sided sum takes directly, NEAR if not given.
     """
     n_q, n_k = x_q.shape[2], x_k.shape[2]
-    reach = CELL - 1 if causal else near
+    reach = CELL - 1 if causal else _reach(near)
     band = Band(_around(c, offset, n_q, reach), reach, None)
     cell = CELL if causal else 0
     direct = banded(x_q, x_k, values, band, phi, offset, causal, tails=False, cell=cell)
     jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
     return direct.add_(transformed(x_q, x_k, values, beyond, phi, jobs)) if jobs else direct
+
+
+def _reach(near: int | None) -> int:
+    return NEAR if near is None else near
 
 
 def transformed(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, jobs: list[Rectangle]) -> Tensor:
@@ -84,16 +88,18 @@ def transformed(x_q: Tensor, x_k: Tensor, values: Tensor, c: Tensor, phi: Rows, 
     return out
 
 
-def _far_part(c: Tensor, n_q: int, n_k: int, offset: int, causal: bool, near: int) -> tuple[list[Rectangle], Tensor]:
+def _far_part(
+    c: Tensor, n_q: int, n_k: int, offset: int, causal: bool, near: int | None
+) -> tuple[list[Rectangle], Tensor]:
     """The rectangles that are left to the FFT, and the generator without the lags that are not."""
     if causal:
         return list(rectangles(n_q, n_k, offset)), c
     lag = torch.arange(1 - n_q, n_k, device=c.device) - offset
-    return [Rectangle(0, n_q, 0, n_k)], c.masked_fill(lag.abs() <= near, 0)
+    return [Rectangle(0, n_q, 0, n_k)], c.masked_fill(lag.abs() <= _reach(near), 0)
 
 
 @torch.no_grad()
-def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int = NEAR) -> Tensor:
+def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: bool, near: int | None = None) -> Tensor:
     """What the FFT may add to the sum of weights of each row, (batch, heads, n_q): the rounding of a rectangle is in
     proportion to the 2-norms of its weights and of its keys' features, wherever in it they are.
     """

@@ -9,6 +9,9 @@ by its loss on the validation split; what is reported is the loss on the test sp
 A run counts as lost where its loss stops being a finite number, or ends above that of the byte frequencies. The step
 at which it was lost is the one of the last finite loss, or the last at which the training loss, averaged over 25
 steps, was below the byte frequencies.
+
+The published rates were chosen after a first look at lower ones, 0.001 and 0.003 with one seed: no run is lost there,
+and PRF and NPRF differ by 0.007 nats or less.
 """
 
 from __future__ import annotations
