@@ -246,6 +246,7 @@ def test_explain(n: int, encoding: Any, causal: bool, kernel: str, reason: str) 
     found = rp.explain(q, k, v, encoding(), features=f, causal=causal)
     assert found.kernel == kernel and reason in found.reason
     assert found.memory.startswith("O(n_q n_k)" if kernel == "dense" else "O(n)")
+    assert ("as wide as the reach, 3 tokens" in found.memory) == ("beyond 3 tokens" in reason)
     assert "kernel: " + kernel in str(found)
     if kernel != "dense":
         assert any("differentiating the gradient again raises" in note for note in found.notes)

@@ -29,8 +29,13 @@ def memory(call: LinearCall, name: str) -> str:
             f"O(n): {rows:.1f} MiB of features at a time and buffers of some MiB a thread, where {literal} and one FFT "
             f"of phi(k) v {whole:.0f} MiB"
         )
-    kept = f"running sums of {features} x {width}" if name == "band" else "tiles of some MiB"
+    kept = f"running sums of {features} x {width}{_tile(call)}" if name == "band" else "tiles of some MiB"
     return f"O(n): {kept}, where {literal}"
+
+
+def _tile(call: LinearCall) -> str:
+    tail = None if call.bias is None else call.bias.tail()
+    return "" if tail is None or tail.reach == 0 else f" and a tile as wide as the reach, {tail.reach} tokens"
 
 
 def _features(call: LinearCall) -> int:
