@@ -259,6 +259,9 @@ def test_padding_costs_no_other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         for causal in (False, True):
             for kernel in ("band", "split"):
                 L(q, k, v, build("clip")[0], features=made("prf"), key_mask=mask, causal=causal, kernel=kernel)
+    for kernel in ("band", "split"):  # and rows that stand before the first key
+        early = torch.arange(37) - 9
+        L(q, k, v, build("clip")[0], features=made("prf"), q_pos=early, causal=True, kernel=kernel)
 
 
 def test_features_of_a_hidden_key_are_never_used() -> None:
