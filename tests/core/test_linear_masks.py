@@ -10,6 +10,8 @@ from torch import Tensor
 
 import relpos as rp
 from relpos import features
+from relpos.kernels.linear import split
+from relpos.kernels.linear.rows import Rows
 from tests.core.naive import agree, inputs
 from tests.core.naive_linear import DIM, HEADS, KERNELS, build, made, naive_linear, shrink
 
@@ -278,3 +280,19 @@ def test_features_of_a_hidden_key_are_never_used() -> None:
     got = L(q, k, v, features=Inverse(), key_mask=mask)
     weight = (1 / q.abs()) @ (1 / k[:, :, :6].abs()).mT
     torch.testing.assert_close(got, weight @ v[:, :, :6] / weight.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("offset", [0, 3, 5, 8, -3])
+def test_the_estimate_of_rounding_reads_no_future_key(offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides which rows are computed again, so a future key must not reach it either."""
+    shrink(monkeypatch)
+    q, k = (torch.rand(1, 1, n, 3, dtype=torch.float64) for n in (30, 40))
+    c = torch.rand(1, 30 + 40 - 1, dtype=torch.float64)
+    before = split.noise(q, k, c, Rows(None), offset, True)
+    for first in range(1, 40):
+        loud = k.clone()
+        loud[:, :, first:] *= 1e6
+        after = split.noise(q, loud, c, Rows(None), offset, True)
+        past = max(0, min(30, first - offset))  # queries that stand before the first loud key
+        assert torch.equal(after[..., :past], before[..., :past])
+        assert past < 20 or before[..., :past].any()

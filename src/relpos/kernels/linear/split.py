@@ -105,11 +105,15 @@ def noise(x_q: Tensor, x_k: Tensor, c: Tensor, phi: Rows, offset: int, causal: b
     """
     n_q, n_k = x_q.shape[2], x_k.shape[2]
     jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
-    squares = torch.stack([phi(x).square().sum(2) for x in torch.split(x_k, GRAIN, 2)], 2)
+    # Groups of keys begin where causal rectangles may end, so that no row's estimate reads a key of its future.
+    first = offset % GRAIN
+    groups = (x_k[:, :, :first], *torch.split(x_k[:, :, first:], GRAIN, 2))
+    squares = torch.stack([phi(x).square().sum(2) for x in groups], 2)  # the first one may be empty
     found = x_q.new_zeros(*x_q.shape[:2], -(-n_q // GRAIN), squares.shape[-1])
     for job in jobs:
         size = beyond[:, job.lags(n_q)].norm(dim=-1)[:, None]
-        keys = squares[:, :, job.j0 // GRAIN : -(-job.j1 // GRAIN)].sum(2).sqrt()
+        j0, j1 = (job.j0 - first) // GRAIN + 1, -((first - job.j1) // GRAIN) + 1
+        keys = squares[:, :, max(j0, 0) : j1].sum(2).sqrt()
         found[:, :, job.i0 // GRAIN : -(-job.i1 // GRAIN)] += (size * keys).unsqueeze(2)
     rows = [phi(x).abs() @ found[:, :, i, :, None] for i, x in enumerate(torch.split(x_q, GRAIN, 2))]
     return 2 * torch.finfo(x_q.dtype).eps * torch.cat(rows, 2).squeeze(-1)
