@@ -113,6 +113,15 @@ def test_train_is_a_comparison_of_one(tmp_path: Path) -> None:
     assert "one seed" in (tmp_path / "toy-toy_turn" / "report.html").read_text() and "toy_turn seed 4" in text
 
 
+@pytest.mark.parametrize("task", ["bytes-lm", "text", "retrieval", "pixels", "listops", "pathfinder", "translate"])
+def test_data_that_are_not_there_end_in_one_line(task: str, tmp_path: Path) -> None:
+    """A path alone is enough: no task asks for the name of a layout first, and none answers with a traceback."""
+    missing = tmp_path / "missing"
+    said = relpos("compare", task, "--task", f"path={missing}", "--encodings", "nope", "--out", str(tmp_path), status=2)
+    assert f"the data of {task} cannot be had" in said
+    assert str(missing) in said
+
+
 def test_report_of_nothing_is_an_error(tmp_path: Path) -> None:
     assert "there is no run directory" in relpos("report", str(tmp_path / "none"), status=2)
 

@@ -18,6 +18,7 @@ from relpos.lab.errors import LabError
 from relpos.lab.jobs import Crew, Job, perform_all, threads
 from relpos.lab.labels import EXAMPLE, slug
 from relpos.lab.measure import parameter_groups
+from relpos.lab.preparation import prepare
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.results import shown
 from relpos.lab.run import Run, claim
@@ -46,8 +47,7 @@ def compare(
     began = time.monotonic()
     lock = claim(path, fresh)
     try:
-        with reporter.step(f"preparing {task.name}") as progress:
-            task.prepare(progress=progress)
+        prepare(task, reporter)
         _check_networks(task, settings)
         known = Run.stored_steps(path)
         steps = known if known is not None else fitting_steps(task, settings, reporter, crew.workers)
@@ -70,8 +70,7 @@ def _about(task: Any) -> dict[str, object]:
 
 def without_the_unable(task: Any, settings: Settings, reporter: Reporter) -> Settings:
     """The settings without the contestants whose network the task cannot build, which is said of each."""
-    with reporter.step(f"preparing {task.name}") as progress:
-        task.prepare(progress=progress)
+    prepare(task, reporter)
     refusals = _refusals(task, settings)
     for encoding, error in refusals.items():
         reporter.say(f"without {encoding}: {error}")

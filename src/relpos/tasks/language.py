@@ -70,7 +70,7 @@ class BytesLM:
 
     def __init__(
         self,
-        dataset: str = "prose32",
+        dataset: str | None = None,
         path: str | None = None,
         train_length: int = 256,
         judged: int = 48,
@@ -78,6 +78,7 @@ class BytesLM:
     ) -> None:
         if train_length < 2 or judged < 1:
             raise ValueError(f"train_length is at least 2 and judged at least 1, got {train_length} and {judged}")
+        dataset = dataset or ("text" if path else "prose32")
         self.dataset, self.path, self.train_length, self.judged = dataset, path, train_length, judged
         self._given = splits is not None
         self._origin = f"the data set {dataset}" if splits is None else "texts given by the caller"

@@ -20,6 +20,7 @@ import torch
 from relpos.lab.checkpoint import load_checkpoint, read_json, write_json
 from relpos.lab.claims.frame import PICTURES, Finding, Order, markdown_table, spread
 from relpos.lab.jobs import Crew, Job, perform_all
+from relpos.lab.preparation import prepare
 from relpos.lab.settings import Settings
 from relpos.lab.train import CHECKPOINT, build
 from relpos.models.convert import convert
@@ -75,8 +76,7 @@ def run(order: Order) -> Finding:
     """Trains what is not trained, measures what is not measured, and says what came out."""
     s = order.settings
     task, lab = _task(s), _lab(s)
-    with order.reporter.step("preparing the text") as progress:
-        task.prepare(progress=progress)
+    prepare(task, order.reporter)
     folders = {label: order.folder / key.replace(" + ", "-").replace(" ", "-") for key, label in MODELS.items()}
     jobs = [
         Job(f"training {key}", label, s["seed"], s["rate"], s["steps"], folders[label], measured=False)

@@ -13,6 +13,7 @@ from relpos.lab.assess import finished, read_record
 from relpos.lab.claims.frame import Order
 from relpos.lab.jobs import Crew, Job, perform_all
 from relpos.lab.labels import slug
+from relpos.lab.preparation import prepare
 from relpos.lab.settings import Settings
 from relpos.lab.train import read_log
 from relpos.tasks.language import BytesLM
@@ -60,8 +61,7 @@ def settings(labels: Iterable[str], s: Mapping[str, Any], **options: Any) -> Set
 
 def train(order: Order, task: Any, lab: Settings) -> list[Model]:
     """Every label at every rate from every seed; those that are finished are read."""
-    with order.reporter.step("preparing the text") as progress:
-        task.prepare(progress=progress)
+    prepare(task, order.reporter)
     grid = [
         Job(f"{label}, rate {rate:g}, seed {seed}", label, seed, rate, lab.steps, _folder(order, label, rate, seed))
         for seed in lab.seeds

@@ -79,7 +79,7 @@ class Text(Documents):
 
     def __init__(
         self,
-        dataset: str = "spam",
+        dataset: str | None = None,
         path: str | None = None,
         length: int = 512,
         judged: tuple[int, int] = (500, 2000),
@@ -87,7 +87,7 @@ class Text(Documents):
         classes: tuple[str, ...] = (),
     ) -> None:
         self.classes = tuple(classes)
-        super().__init__(dataset, path, length, judged, splits)
+        super().__init__(dataset or ("imdb" if path else "spam"), path, length, judged, splits)
 
     def load(self, progress: Progress | None = None) -> Splits:
         found = held_out.load(sets.Texts, self.dataset, self.path, progress)
@@ -142,13 +142,13 @@ class Retrieval(Documents):
 
     def __init__(
         self,
-        dataset: str = "manpages",
+        dataset: str | None = None,
         path: str | None = None,
         length: int = 512,
         judged: tuple[int, int] = (500, 2000),
         splits: Splits | None = None,
     ) -> None:
-        super().__init__(dataset, path, length, judged, splits)
+        super().__init__(dataset or ("lra-retrieval" if path else "manpages"), path, length, judged, splits)
 
     def _towers(self) -> int:
         return 2
