@@ -51,12 +51,28 @@ class Features(nn.Module):
         """Rows (.., n, dim) to features (.., n, width), in float32 or wider."""
         raise NotImplementedError
 
+    def prepared(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """phi of rows with what comes before it: unit length where it `normalize`s, and sqrt(scale), their share of the
+        factor of a product."""
+        x = unit(x) if self.normalize else x
+        features: Tensor = self(x if scale == 1 else x * math.sqrt(scale))
+        return features
+
     def cite(self) -> str:
         return self.reference
 
 
+_LOG2E = math.log2(math.e)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays, and gets no gradient."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.masked_fill(length == 0, torch.inf)
 
 
 class Random(Features):
@@ -111,8 +127,25 @@ class Random(Features):
     def scale(self, dim: int) -> float:
         return 1.0 if self.normalize else dim**-0.5
 
+    def forward(self, x: Tensor) -> Tensor:
+        projected, length = self._project(x)
+        return self._features(projected, torch.ones_like(length), length.square() / 2)
+
+    def prepared(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """As for all maps; the rows are divided after the projection, when they are short."""
+        if not self.normalize:
+            return super().prepared(x, scale)
+        projected, length = self._project(x)
+        empty = length == 0
+        half = torch.full_like(length, scale / 2).masked_fill_(empty, 0)
+        return self._features(projected, math.sqrt(scale) / length.masked_fill(empty, torch.inf), half)
+
+    def _features(self, projected: Tensor, factor: Tensor, half: Tensor) -> Tensor:
+        """phi from w.x (.., n, count), the factor of each row of x, and half its squared length then (.., n, 1)."""
+        raise NotImplementedError
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """w.x and |x|^2 / 2."""
+        """w.x and |x|."""
         if x.shape[-1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__} was built for rows of width {self.dim}, got {x.shape[-1]}; an encoding that "
@@ -120,7 +153,7 @@ class Random(Features):
             )
         x = _wide(x)
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x @ self.weight.to(x.dtype).T, length.square() / 2
+        return x @ self.weight.to(x.dtype).T, length
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, count={self.count}, orthogonal={self.orthogonal}, normalize={self.normalize}"
@@ -139,9 +172,9 @@ class PRF(Random):
     def width(self) -> int:  # type: ignore[override]
         return self.count
 
-    def forward(self, x: Tensor) -> Tensor:
-        projected, half = self._project(x)
-        return (projected - half - math.log(self.count) / 2).exp()
+    def _features(self, projected: Tensor, factor: Tensor, half: Tensor) -> Tensor:
+        shift = -_LOG2E * half - math.log2(self.count) / 2
+        return torch.addcmul(shift, projected, factor * _LOG2E).exp2()  # several times as fast as exp on a CPU
 
 
 class SpherePRF(PRF):
@@ -165,8 +198,8 @@ class TRF(Random):
     def width(self) -> int:  # type: ignore[override]
         return 2 * self.count
 
-    def forward(self, x: Tensor) -> Tensor:
-        projected, half = self._project(x)
+    def _features(self, projected: Tensor, factor: Tensor, half: Tensor) -> Tensor:
+        projected = projected * factor
         return torch.cat([projected.sin(), projected.cos()], -1) * (half - math.log(self.count) / 2).exp()
 
 

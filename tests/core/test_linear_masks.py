@@ -245,7 +245,7 @@ def test_rows_whose_near_keys_are_hidden(causal: bool, dtype: torch.dtype) -> No
             free.table.copy_(-0.9 * (torch.arange(2 * n + 1) - n).abs())
         want = naive_linear(q, k, v, free, features=f, causal=causal, key_mask=mask)
         got = L(q, k, v, free, features=f, causal=causal, key_mask=mask, kernel="split")
-        torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance)
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=3 * tolerance)  # an FFT takes part
 
 
 def test_padding_costs_no_other_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

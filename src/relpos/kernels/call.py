@@ -81,7 +81,7 @@ def once(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tu
             found = backward(ctx, *grads)
         if not torch.is_grad_enabled():
             return found
-        sources = [t for t in (*ctx.saved_tensors, *grads) if t.requires_grad]
+        sources = [t for t in (*ctx.saved_tensors, *grads) if t is not None and t.requires_grad]
         mark = torch.zeros(
             (), requires_grad=True
         )  # where the table alone is learned, nothing saved requires a gradient

@@ -149,7 +149,7 @@ def band(product: Product) -> Tensor:
         near = near.masked_fill(index >= n_k, 0)
     q, k, phi = product.tokens()
     weights = Band(near, reach, None)
-    return banded(q, k, product.x[None], weights, phi, middle - n_q + 1, product.causal)[0]
+    return banded(q, k, product.x[None], weights, phi, middle - n_q + 1, product.causal)[0].squeeze(0)
 
 
 def fft(product: Product) -> Tensor:

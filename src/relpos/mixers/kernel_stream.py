@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.base import Bias, Encoding, Tail, Transform
-from relpos.features import Features
+from relpos.features import Features, unit
 from relpos.kernels.cached import PairSums, Rows
 from relpos.kernels.call import computing, exactly
 from relpos.kernels.online import BandSums, FreeSums, Logs, online_sums
 from relpos.mixers.functional import check_device, check_key_mask, check_tensors, resolve
-from relpos.mixers.linear import Decay, ratio, unit
+from relpos.mixers.linear import Decay, ratio
 from relpos.mixers.order import Order
 from relpos.positions import Position, Positions, as_positions
 
@@ -143,7 +143,8 @@ class KernelStream:
         x = x if hidden is None else x.masked_fill(hidden, 0)
         fk = fk if hidden is None else fk.masked_fill(hidden, 0)
         if isinstance(self.encoding, Bias) and (self._pairs is not None or not order.consecutive):
-            return ratio(self._paired(fq, fk, x, new))
+            y = self._paired(fq, fk, x, new)
+            return ratio(y[..., :-1], y[..., -1:])
         if self._sums is None:
             self._sums = self._make(q.device)
         sums = [(self._sums, fq, fk, x)]
@@ -154,7 +155,7 @@ class KernelStream:
         for held, *_ in sums:
             held.masked |= hidden is not None
         y, *below = (held.step(*parts) for held, *parts in sums)
-        return ratio(torch.cat([y[..., :-1], *below], -1) if below else y)
+        return ratio(y[..., :-1], below[0] if below else y[..., -1:])
 
     def _features(self, q: Tensor, k: Tensor, new: Positions) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """What is summed of queries and of keys; and of the denominator, where that is something else."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, Encoding, Tail, Transform, consecutive
 from relpos.encodings.registry import entry
-from relpos.features import Features
+from relpos.features import Features, unit
 from relpos.kernels.call import computing, exactly
 from relpos.kernels.linear import choose, words
 from relpos.kernels.linear.call import LinearCall, Sums
@@ -129,18 +129,37 @@ class Request(NamedTuple):
     def output(self, kernel: str) -> Tensor:
         sums = choose.run(self.main, kernel)
         if self.denominator is not None:
-            below = choose.run(self.denominator, kernel)
-            above = sums.total[..., :-1] * (sums.shift - below.shift).exp()
-            sums = Sums(torch.cat([above, below.total], -1), below.shift)
+            rest = choose.run(self.denominator, kernel)
+            sums = Sums(sums.above * (sums.shift - rest.shift).exp(), rest.below, rest.shift)
         if self.beside is not None:
             sums = sums.plus(choose.run(self.beside))
-        out = ratio(sums.total)
-        return out if self.above is None else torch.cat([ratio(choose.run(self.above).total), out], 2)
+        out = ratio(*sums[:2])
+        return out if self.above is None else torch.cat([ratio(*choose.run(self.above)[:2]), out], 2)
 
 
-def ratio(total: Tensor) -> Tensor:
-    below = total[..., -1:]
-    return total[..., :-1] / below.masked_fill(below == 0, 1)  # 0 only where no key is seen, and then 0 above too
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above (.., width) / below (.., 1), which may overwrite `above`; 0 where below is: only where no key is seen, and
+    then above is 0 too."""
+    below = below.masked_fill(below == 0, 1)
+    if not (above.requires_grad or below.requires_grad):
+        return above.div_(below)
+    out: Tensor = _Ratio.apply(above, below)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Ratio(torch.autograd.Function):
+    """A quotient that keeps its result for the gradient and lets the numerator go: one tensor of that size less."""
+
+    @staticmethod
+    def forward(ctx: Any, above: Tensor, below: Tensor) -> Tensor:
+        out = above / below
+        ctx.save_for_backward(out, below)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        out, below = ctx.saved_tensors
+        return grad / below, -torch.linalg.vecdot(grad, out).unsqueeze(-1) / below
 
 
 def request(
@@ -180,8 +199,8 @@ def request(
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     dtype = computing(q.dtype)
     x_q, x_k = q.to(dtype), k.to(dtype)
-    values = torch.cat([v.to(dtype), v.new_ones(*v.shape[:3], 1, dtype=dtype)], -1)
-    values = values if real is None else values.masked_fill(~real[:, None, :, None], 0)
+    values = v.to(dtype)
+    ones = values.new_ones(1, 1, n_k, 1) if real is None else real[:, None, :, None].to(dtype)
     scale = features.scale(dim) / temperature
     maps: nn.Module = features
     if not isinstance(encoding, Transform):
@@ -189,8 +208,8 @@ def request(
     elif features.normalize:
         x_q, x_k = unit(x_q), unit(x_k)
     main, denominator = _calls(
-        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], encoding, maps, mask, queries, keys, scale,
-        codes, generator,
+        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], ones[:, :, prefix:], encoding, maps, mask, queries,
+        keys, scale, codes, generator,
     )  # fmt: skip
     if not prefix:
         return Request(main, denominator)
@@ -199,8 +218,9 @@ def request(
     x_q, x_k, phi = _times(x_q, scale), _times(x_k, scale), Rows(maps)
     first = Mask(m_q, prefix, 0, key_mask=None if real is None else real[:, :prefix])
     top = Mask(own, n_k, n_k - n_q, right=0 if causal else None, key_mask=real)
-    beside = LinearCall(x_q[:, :, own:], x_k[:, :, :prefix], values[:, :, :prefix], phi, first, offset=0)
-    above = LinearCall(x_q[:, :, :own], x_k, values, phi, top, offset=n_k - n_q)
+    k_first, values_first, ones_first = (x[:, :, :prefix] for x in (x_k, values, ones))
+    beside = LinearCall(x_q[:, :, own:], k_first, values_first, ones_first, phi, first, offset=0)
+    above = LinearCall(x_q[:, :, :own], x_k, values, ones, phi, top, offset=n_k - n_q)
     return Request(main, denominator, beside, above if own else None)
 
 
@@ -208,6 +228,7 @@ def _calls(
     x_q: Tensor,
     x_k: Tensor,
     values: Tensor,
+    ones: Tensor,
     encoding: Encoding | None,
     features: nn.Module,
     mask: Mask,
@@ -220,21 +241,21 @@ def _calls(
     """The sums over tokens that have positions, and those of the denominator where they are others."""
     lagged = mask.offset if mask.q_order is None else None
     if not isinstance(encoding, Transform):
-        call = LinearCall(x_q, x_k, values, Rows(features), mask, offset=lagged)
+        call = LinearCall(x_q, x_k, values, ones, Rows(features), mask, offset=lagged)
         return (call if encoding is None else _biased(call, encoding, queries, keys)), None
     codes = encoding.make_codes(queries, keys, generator) if codes is None else codes
     if encoding.side == "before":
         x_q = _times(encoding.encode_q(x_q, queries, scale, codes), scale)
         x_k = _times(encoding.encode_k(x_k, keys, scale, codes), scale)
-        return LinearCall(x_q, x_k, values, Rows(features), mask, offset=lagged), None
-    plain = LinearCall(_times(x_q, scale), _times(x_k, scale), values, Rows(features), mask, offset=lagged)
+        return LinearCall(x_q, x_k, values, ones, Rows(features), mask, offset=lagged), None
+    plain = LinearCall(_times(x_q, scale), _times(x_k, scale), values, ones, Rows(features), mask, offset=lagged)
     phi_q = encoding.encode_q(features(plain.q), queries, 1.0, codes)
     phi_k = encoding.encode_k(features(plain.k), keys, 1.0, codes)
-    call = LinearCall(phi_q, phi_k, values, Rows(None), mask, offset=lagged)
+    call = LinearCall(phi_q, phi_k, values, ones, Rows(None), mask, offset=lagged)
     rates = encoding.decay()
     if rates is not None:
         call, plain = (_biased(one, Decay(rates), queries, keys) for one in (call, plain))
-    return call, replace(plain, values=values[..., -1:]) if encoding.plain_denominator else None
+    return call, replace(plain, values=values[..., :0]) if encoding.plain_denominator else None
 
 
 def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Positions) -> LinearCall:
@@ -255,19 +276,13 @@ class Prepared(nn.Module):
         self.features, self.scale = features, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.features(_times(unit(x) if self.features.normalize else x, self.scale))
+        features: Tensor = self.features.prepared(x, self.scale)
         return features
 
 
 def _times(x: Tensor, scale: float) -> Tensor:
     """Queries and keys share the factor of their product."""
     return x if scale == 1 else x * math.sqrt(scale)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1; a row of zeros stays, and gets no gradient."""
-    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / length.masked_fill(length == 0, torch.inf)
 
 
 def width_met(encoding: object, dim: int, features: Features) -> int:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding, Transform
 from relpos.encodings.registry import entry, fitted
-from relpos.features import Features, named
+from relpos.features import Features, named, unit
 from relpos.mixers.functional import Window, attention, rate
 from relpos.mixers.kernel_stream import KernelStream
-from relpos.mixers.linear import linear_attention, unit, width_met
+from relpos.mixers.linear import linear_attention, width_met
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
 

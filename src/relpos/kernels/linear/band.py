@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +73,6 @@ class _Plan:
         first = t * self.block + self.offset
         return first - self.reach, first + self.block + (0 if self.causal else self.reach)
 
-    def covers(self) -> bool:
-        """True where every block of queries has a key in its dense tile."""
-        return self.window(0)[1] > 0 and (self.count - 1) * self.block + self.offset < self.n_k
-
     def steps(self, side: int) -> range:
         """Blocks in the order in which the sum of a side grows; the first ones may have keys only."""
         low, high = self.window(0)
@@ -100,12 +97,15 @@ def banded(
     phi: Rows,
     offset: int,
     causal: bool,
+    real: Tensor | None = None,
     tails: bool = True,
     cell: int = 0,
-) -> Tensor:
-    """sum_j c_{j - i - offset} phi(x_q_i).phi(x_k_j) values_j, (batch, heads, n_q, width).
+) -> tuple[Tensor, Tensor]:
+    """sum_j c_{j - i - offset} phi(x_q_i).phi(x_k_j) values_j, (batch, heads, n_q, width), and the same without values,
+    (batch, heads, n_q, 1).
 
-    x_q (batch, heads, n_q, d), x_k (batch, heads, n_k, d), values (batch, heads, n_k, width).
+    x_q (batch, heads, n_q, d), x_k (batch, heads, n_k, d), values (batch, heads, n_k, width); real (batch or 1, 1 or
+    heads, n_k, 1) is 1, or 0 for a key that the second sum leaves out (the first: a row of zeros); None: all count.
     tails: False leaves out all lags beyond the reach; cell: side of the squares on the diagonal outside of which keys
     are left out, 0 for none.
     """
@@ -124,9 +124,9 @@ def banded(
         arrive = tuple(band.decay(side, d).detach()[..., None] for side, d in ((0, block - steps), (1, 1 + steps)))
         stay = tuple(band.decay(side, full).detach()[..., None] for side in (0, 1))
     plan = _Plan(x_q.shape[2], x_k.shape[2], offset, reach, block, causal, cell, phi, arrive, stay)
-    tensors = (x_q, x_k, values, tile, *(edge[..., None] for edge in edges))
-    out: Tensor = _Banded.apply(plan, tails, *tensors, *phi.parameters)  # type: ignore[no-untyped-call]
-    return out
+    tensors = (x_q, x_k, values, real, tile, *(edge[..., None] for edge in edges))
+    above, below = _Banded.apply(plan, tails, *tensors, *phi.parameters)  # type: ignore[no-untyped-call]
+    return above, below
 
 
 @dataclass
@@ -142,15 +142,15 @@ class _Near:
 
 
 def _near(plan: _Plan, x_q: Tensor, x_k: Tensor, tile: Tensor) -> Iterator[_Near]:
+    """All blocks in their order, also those without a key in their tile."""
     for t in range(plan.count):
         i0, i1 = plan.queries(t)
         low, high = plan.window(t)
         floor = i0 - i0 % plan.cell + plan.offset if plan.cell else 0
         j0, j1 = (min(max(j, floor, 0), plan.n_k) for j in (low, high))
-        if j0 < j1:
-            phi_q, phi_k = plan.phi(x_q[:, :, i0:i1]), plan.phi(x_k[:, :, j0:j1])
-            part = tile[:, : i1 - i0, j0 - low : j1 - low]
-            yield _Near(slice(i0, i1), slice(j0, j1), phi_q, phi_k, phi_q @ phi_k.transpose(-1, -2), part)
+        phi_q, phi_k = plan.phi(x_q[:, :, i0:i1]), plan.phi(x_k[:, :, j0:j1])
+        part = tile[:, : i1 - i0, j0 - low : j1 - low] if j0 < j1 else tile[:, : i1 - i0, :0]
+        yield _Near(slice(i0, i1), slice(j0, j1), phi_q, phi_k, phi_q @ phi_k.transpose(-1, -2), part)
 
 
 def _arriving(plan: _Plan, side: int, t: int, x_k: Tensor) -> tuple[slice, Tensor] | None:
@@ -164,55 +164,92 @@ def _arriving(plan: _Plan, side: int, t: int, x_k: Tensor) -> tuple[slice, Tenso
     return slice(j0, j1), features
 
 
-def _sums(plan: _Plan, side: int, x_k: Tensor, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The queries of each block with the running sum that they read, (batch, heads, features, width)."""
-    running: Tensor | None = None
+class _Running(NamedTuple):
+    """sum of phi(k) values, (batch, heads, features, width), and of phi(k) alone, (batch, heads, features, 1)."""
+
+    values: Tensor
+    ones: Tensor
+
+    def times(self, factor: Tensor | None) -> _Running:
+        return self if factor is None else _Running(self.values * factor, self.ones * factor)
+
+    def plus(self, other: _Running | None) -> _Running:
+        return self if other is None else _Running(self.values + other.values, self.ones + other.ones)
+
+
+def _sums(
+    plan: _Plan, side: int, x_k: Tensor, values: Tensor, real: Tensor | None
+) -> Iterator[tuple[slice, _Running | None]]:
+    """The queries of each block with the running sums that they read, None where there is nothing yet."""
+    running: _Running | None = None
+    stay = None if plan.stay is None else plan.stay[side]
     for t in plan.steps(side):
-        if 0 <= t < plan.count and running is not None:
+        if 0 <= t < plan.count:
             yield slice(*plan.queries(t)), running
-        if running is not None and plan.stay is not None:
-            running = running * plan.stay[side]
+        if running is not None:
+            running = running.times(stay)
         found = _arriving(plan, side, t, x_k)
         if found is not None:
-            joined = found[1].transpose(-1, -2) @ values[:, :, found[0]]
-            running = joined if running is None else running + joined
+            keys, features = found
+            joined = features.transpose(-1, -2) @ values[:, :, keys]
+            running = _Running(joined, _shown(features, real, keys).sum(-2).unsqueeze(-1)).plus(running)
+
+
+def _shown(weights: Tensor, real: Tensor | None, keys: slice) -> Tensor:
+    """Rows of keys without those that do not count."""
+    return weights if real is None else weights * real[:, :, keys]
 
 
 class _Banded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, tails: bool, x_q: Tensor, x_k: Tensor, values: Tensor, *rest: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, plan: _Plan, tails: bool, x_q: Tensor, x_k: Tensor, values: Tensor, real: Tensor | None, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
         tile, edges = rest[0].contiguous(), rest[1:3]
         ctx.plan, ctx.sides = plan, ((0,) if plan.causal else (0, 1)) if tails else ()
-        ctx.save_for_backward(x_q, x_k, values, tile, *edges)
-        make = values.new_empty if plan.covers() else values.new_zeros
-        out = make((*x_q.shape[:3], values.shape[-1]))
-        for near in _near(plan, x_q, x_k, tile):
-            out[:, :, near.q] = near.products.mul_(near.tile) @ values[:, :, near.k]
-        for side in ctx.sides:
-            for rows, running in _sums(plan, side, x_k, values):
-                factor = edges[side][:, : rows.stop - rows.start]
-                out[:, :, rows] += (plan.phi(x_q[:, :, rows]) * factor) @ running
-        return out
+        ctx.save_for_backward(x_q, x_k, values, real, tile, *edges)
+        above, below = (values.new_empty((*x_q.shape[:3], width)) for width in (values.shape[-1], 1))
+
+        def far(side: int, q: slice, phi_q: Tensor, running: _Running) -> tuple[Tensor, Tensor]:
+            queries = phi_q * edges[side][:, : q.stop - q.start]
+            return queries @ running.values, queries @ running.ones
+
+        before = _sums(plan, 0, x_k, values, real) if ctx.sides else repeat((None, None))
+        for near, (_, running) in zip(_near(plan, x_q, x_k, tile), before):
+            weights = near.products.mul_(near.tile)
+            sums = weights @ values[:, :, near.k]
+            counts = _shown(weights.transpose(-1, -2), real, near.k).sum(-2).unsqueeze(-1)
+            if running is not None:
+                parts = far(0, near.q, near.phi_q, running)
+                sums += parts[0]
+                counts += parts[1]
+            above[:, :, near.q], below[:, :, near.q] = sums, counts
+        for rows, running in _sums(plan, 1, x_k, values, real) if 1 in ctx.sides else ():
+            if running is not None:
+                parts = far(1, rows, plan.phi(x_q[:, :, rows]), running)
+                above[:, :, rows] += parts[0]
+                below[:, :, rows] += parts[1]
+        return above, below
 
     @staticmethod
     @once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_q, x_k, values, tile, *edges = ctx.saved_tensors
-        into = _Gradients(ctx.plan, x_q, x_k, values, tile, edges)
-        into.near(grad, ctx.needs_input_grad[5])
+    def backward(ctx: Any, grad: Tensor, grad_below: Tensor) -> tuple[Tensor | None, ...]:
+        into = _Gradients(ctx.plan, *ctx.saved_tensors)
+        into.near(grad, grad_below, ctx.needs_input_grad[6])
         for side in ctx.sides:
-            into.reads(side, grad)
-            into.joins(side, grad)
-        return None, None, into.q, into.k, into.values, into.tile, *into.edges, *into.parameters
+            into.reads(side, grad, grad_below)
+            into.joins(side, grad, grad_below)
+        return None, None, into.q, into.k, into.values, None, into.tile, *into.edges, *into.parameters
 
 
 class _Gradients:
     """The backward pass: the same blocks, recomputed, and for the running sums the same walk from its end."""
 
     def __init__(
-        self, plan: _Plan, x_q: Tensor, x_k: Tensor, values: Tensor, tile: Tensor, edges: list[Tensor]
+        self, plan: _Plan, x_q: Tensor, x_k: Tensor, values: Tensor, real: Tensor | None, tile: Tensor, *edges: Tensor
     ) -> None:
-        self.plan, self.x_q, self.x_k, self.v, self.weights, self.factors = plan, x_q, x_k, values, tile, edges
+        self.plan, self.x_q, self.x_k, self.weights, self.factors = plan, x_q, x_k, tile, edges
+        self.v, self.real = values, real
         self.q, self.k, self.values, self.tile = (torch.zeros_like(x) for x in (x_q, x_k, values, tile))
         self.edges = [torch.zeros_like(edge) for edge in edges]
         self.parameters = [torch.zeros_like(p) for p in plan.phi.parameters]
@@ -223,10 +260,15 @@ class _Gradients:
         for total, part in zip(self.parameters, parameters):
             total += part
 
-    def near(self, grad: Tensor, to_tile: bool) -> None:
+    def _count(self, row: Tensor, keys: slice) -> Tensor:
+        """What each key that counts is given, from one row for all of them."""
+        return row if self.real is None else row * self.real[:, :, keys]
+
+    def near(self, grad: Tensor, grad_below: Tensor, to_tile: bool) -> None:
         for near in _near(self.plan, self.x_q, self.x_k, self.weights):
             g = grad[:, :, near.q]
             by_weight = g @ self.v[:, :, near.k].transpose(-1, -2)
+            by_weight += self._count(grad_below[:, :, near.q].transpose(-1, -2), near.k).transpose(-1, -2)
             if to_tile:
                 first = near.k.start - self.plan.window(near.q.start // self.plan.block)[0]
                 rows, columns = near.products.shape[-2:]
@@ -237,33 +279,38 @@ class _Gradients:
             self._add(self.x_q, self.q, near.q, by_product @ near.phi_k)
             self._add(self.x_k, self.k, near.k, by_product.transpose(-1, -2) @ near.phi_q)
 
-    def reads(self, side: int, grad: Tensor) -> None:
+    def reads(self, side: int, grad: Tensor, grad_below: Tensor) -> None:
         """To the queries and the edge factors, through what each block read."""
-        for rows, running in _sums(self.plan, side, self.x_k, self.v):
+        for rows, running in _sums(self.plan, side, self.x_k, self.v, self.real):
+            if running is None:
+                continue
             count = rows.stop - rows.start
-            found = grad[:, :, rows] @ running.transpose(-1, -2)
+            found = grad[:, :, rows] @ running.values.transpose(-1, -2)
+            found += grad_below[:, :, rows] * running.ones.transpose(-1, -2)
             through = self.plan.phi(self.x_q[:, :, rows]) * found
             self.edges[side][:, :count] += through.sum((0, -1))[..., None]
             self._add(self.x_q, self.q, rows, found.mul_(self.factors[side][:, :count]))
 
-    def joins(self, side: int, grad: Tensor) -> None:
+    def joins(self, side: int, grad: Tensor, grad_below: Tensor) -> None:
         """To keys and values, through the sum that they joined."""
         plan = self.plan
-        after: Tensor | None = None  # gradient of the sum as it stands after segment t
+        after: _Running | None = None  # gradient of the sums as they stand after segment t
+        stay = None if plan.stay is None else plan.stay[side]
         for t in reversed(plan.steps(side)):
             found = None if after is None else _arriving(plan, side, t, self.x_k)
             if after is not None and found is not None:
                 keys, features = found
-                self.values[:, :, keys] += features @ after
-                back = self.v[:, :, keys] @ after.transpose(-1, -2)
+                self.values[:, :, keys] += features @ after.values
+                back = self.v[:, :, keys] @ after.values.transpose(-1, -2)
+                back += self._count(after.ones.transpose(-1, -2), keys)
                 if plan.arrive is not None:
                     place = plan.segment(side, t)[2]
                     back *= plan.arrive[side][:, place : place + back.shape[2]]
                 self._add(self.x_k, self.k, keys, back)
-            if after is not None and plan.stay is not None:
-                after = after * plan.stay[side]
+            if after is not None:
+                after = after.times(stay)
             if 0 <= t < plan.count:
                 rows = slice(*plan.queries(t))
                 queries = plan.phi(self.x_q[:, :, rows]) * self.factors[side][:, : rows.stop - rows.start]
-                read = queries.transpose(-1, -2) @ grad[:, :, rows]
-                after = read if after is None else after + read
+                queries = queries.transpose(-1, -2)
+                after = _Running(queries @ grad[:, :, rows], queries @ grad_below[:, :, rows]).plus(after)

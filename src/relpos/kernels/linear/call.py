@@ -16,31 +16,43 @@ ROWS = 2048  # made at a time: temporaries of the whole length would cost more i
 
 
 class Sums(NamedTuple):
-    """total (batch, heads, n_q, width), to be multiplied by exp(shift), which broadcasts against it."""
+    """above (batch, heads, n_q, width) and below (batch, heads, n_q, 1), both to be multiplied by exp(shift), which
+    broadcasts against them; their ratio is the output."""
 
-    total: Tensor
+    above: Tensor
+    below: Tensor
     shift: Tensor
+
+    @classmethod
+    def of(cls, total: Tensor, shift: Tensor) -> Sums:
+        """From sums of `LinearCall.both`, whose last column is below."""
+        return cls(total[..., :-1], total[..., -1:], shift)
 
     def but(self, rows: Tensor, other: Sums) -> Sums:
         """These, with the rows (batch, heads, n_q, 1) of another."""
         return Sums(*(torch.where(rows, theirs, mine) for mine, theirs in zip(self, other, strict=True)))
 
+    def rows(self, index: Tensor) -> Sums:
+        """Those of some queries, where all share one shift."""
+        return Sums(self.above[:, :, index], self.below[:, :, index], self.shift)
+
     def plus(self, other: Sums) -> Sums:
-        shifts = [x.shift.masked_fill(x.total.detach()[..., -1:] == 0, -torch.inf) for x in (self, other)]
+        shifts = [x.shift.masked_fill(x.below.detach() == 0, -torch.inf) for x in (self, other)]
         top = torch.maximum(*shifts)  # a row that sees nothing here must not push the other's sum out of range
         top = top.masked_fill(top == -torch.inf, 0)
         mine, others = ((shift - top).exp() for shift in shifts)
-        return Sums(self.total * mine + other.total * others, top)
+        return Sums(self.above * mine + other.above * others, self.below * mine + other.below * others, top)
 
 
 @dataclass(frozen=True)
 class LinearCall:
     """q (batch, heads, n_q, d) and k (batch, heads, n_k, d), which phi maps to features; values (batch, heads, n_k,
-    width), zero where a key is hidden by padding. A kernel returns
+    width) and ones (batch or 1, 1, n_k, 1), zero where a key is hidden by padding. A kernel returns
 
-        sum_j exp(bias_ij) phi(q_i).phi(k_j) values_j      (batch, heads, n_q, width)
+        above_i = sum_j exp(bias_ij) phi(q_i).phi(k_j) values_j      (batch, heads, n_q, width)
+        below_i = sum_j exp(bias_ij) phi(q_i).phi(k_j) ones_j        (batch, heads, n_q, 1)
 
-    over the visible keys, as `Sums`. The last column of the values is 1: its sum is the denominator.
+    over the visible keys, as `Sums`: numerator and denominator.
 
     bias     None where all weights are 1; states: what it prepared
     offset   place of the first query among the keys where both run in steps of one and the bias depends on that lag
@@ -50,6 +62,7 @@ class LinearCall:
     q: Tensor
     k: Tensor
     values: Tensor
+    ones: Tensor
     phi: Rows
     mask: Mask
     bias: Bias | None = None
@@ -60,6 +73,11 @@ class LinearCall:
     def shape(self) -> tuple[int, int, int, int]:
         """batch, heads, n_q, n_k"""
         return *self.q.shape[:3], self.k.shape[2]
+
+    @property
+    def both(self) -> Tensor:
+        """The values with the ones as a last column, a copy: for kernels that take both in one product."""
+        return torch.cat([self.values, self.ones.expand(*self.values.shape[:3], 1)], -1)
 
     @property
     def causal(self) -> bool:
@@ -76,7 +94,8 @@ class LinearCall:
             name: state._replace(tensor=state.tensor.to(dtype) if state.tensor.is_floating_point() else state.tensor)
             for name, state in self.states.items()
         }
-        return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), values=self.values.to(dtype), states=states)
+        moved = {name: getattr(self, name).to(dtype) for name in ("q", "k", "values", "ones")}
+        return replace(self, **moved, states=states)
 
     def at_once(self) -> LinearCall:
         """The same call with the features of all rows made, where they are no wider than the values: quicker, and
@@ -84,7 +103,7 @@ class LinearCall:
         """
         if self.phi.module is None or 0 in self.shape:
             return self
-        if self.phi(self.q[:1, :1, :1]).shape[-1] > self.values.shape[-1]:
+        if self.phi(self.q[:1, :1, :1]).shape[-1] > self.values.shape[-1] + 1:
             return self
         q, k = (torch.cat([self.phi(part) for part in torch.split(x, ROWS, 2)], 2) for x in (self.q, self.k))
         return replace(self, q=q, k=k, phi=Rows(None))

@@ -37,8 +37,9 @@ def band(call: LinearCall) -> Sums:
     near = near.to(torch.promote_types(near.dtype, call.q.dtype))
     top = _top(near)
     weights = Band((near - top).exp().to(call.q.dtype), reach, rates)
-    total = banded(call.q, call.k, call.values, weights, call.phi, call.offset, call.causal)
-    return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
+    real = None if bool((call.ones == 1).all()) else call.ones
+    sums = banded(call.q, call.k, call.values, weights, call.phi, call.offset, call.causal, real)
+    return Sums(*sums, top.to(call.q.dtype).view(1, -1, 1, 1))
 
 
 def free(call: LinearCall, near: int | None = None) -> Sums:
@@ -48,16 +49,15 @@ def free(call: LinearCall, near: int | None = None) -> Sums:
     lags = lags.to(torch.promote_types(lags.dtype, call.q.dtype))
     top = _top(lags)
     c = (lags - top).exp().to(call.q.dtype)
-    total = split(call.q, call.k, call.values, c, call.phi, call.offset, call.causal, near)
-    return Sums(total, top.to(call.q.dtype).view(1, -1, 1, 1))
+    total = split(call.q, call.k, call.both, c, call.phi, call.offset, call.causal, near)
+    return Sums.of(total, top.to(call.q.dtype).view(1, -1, 1, 1))
 
 
 def grid(call: LinearCall) -> Sums:
     """O(n log n) for the cells of a grid: their rows laid out on one line."""
     line = line_of(call)
     assert not isinstance(line, str)
-    sums = free(laid_out(call, line), line.near)
-    return Sums(sums.total[:, :, line.queries], sums.shift)
+    return free(laid_out(call, line), line.near).rows(line.queries)
 
 
 def _near(bias: Bias, reach: int, q: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
     """The sums of the call, by the kernel that `pick` names; see LinearCall for what they are."""
     if 0 in call.shape:
         nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.values))
-        empty = call.values.new_zeros(*call.shape[:3], call.values.shape[-1]) + nothing
-        return Sums(empty, call.values.new_zeros(1, 1, 1, 1))
+        empty = call.values.new_zeros(*call.shape[:3], call.values.shape[-1] + 1) + nothing
+        return Sums.of(empty, call.values.new_zeros(1, 1, 1, 1))
     documents = Documents.of(call) if apart(call, kernel) else None
     if documents is not None:
         return documents.joined([run(part, kernel) for part in documents.calls])
@@ -166,7 +166,7 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
     call = _precise(call, name).at_once()
     sums = _sound(call, name, trusted)
     hides = call.causal or call.mask.q_segments is not None
-    if hides and not bool(torch.isfinite(sums.total.detach().sum())):
+    if hides and not bool(torch.isfinite(sums.above.detach().sum() + sums.below.detach().sum())):
         return _unpoisoned(call, name, trusted, sums)
     return sums
 
@@ -197,7 +197,7 @@ def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
     sums = KERNELS[name](call)
     if name in DIRECT or call.bias is None:
         return sums
-    below = sums.total.detach()[..., -1].abs().masked_fill(~_sees(call), torch.inf)
+    below = sums.below.detach()[..., 0].abs().masked_fill(~_sees(call), torch.inf)
     limits = torch.finfo(below.dtype)
     lost = below < limits.tiny / limits.eps
     if name != "band":
@@ -212,7 +212,7 @@ def _sound(call: LinearCall, name: str, trusted: float) -> Sums:
 def _sees(call: LinearCall) -> Tensor:
     """Which rows see a key that is not padding, (batch, heads, n_q), where visibility is a matter of the lag."""
     offset = call.mask.offset if call.offset is None else call.offset
-    real = call.values.detach()[..., -1] != 0
+    real = call.ones[..., 0] != 0
     if not call.causal:
         return real.any(-1, keepdim=True).expand(call.shape[:3])
     last = torch.arange(call.shape[2], device=real.device) + offset  # a query's own place among the keys
@@ -254,6 +254,7 @@ def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums
         q=call.q.masked_fill(bad_q.unsqueeze(-1), 0),
         k=call.k.masked_fill(hidden, 0),
         values=call.values.masked_fill(hidden, 0),
+        ones=call.ones.masked_fill(hidden, 0),
     )
     sums = _sound(clean, name, trusted)
     rows = []
@@ -264,7 +265,8 @@ def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums
         part = bad[:, :, None, j0:j1]
         rows.append((part if seen is None else part & seen).any(-1).expand(*bad.shape[:2], i1 - i0))
     lost = torch.cat(rows, -1) | bad_q
-    return Sums(sums.total.masked_fill(lost.unsqueeze(-1), torch.nan), sums.shift)
+    above, below = (x.masked_fill(lost.unsqueeze(-1), torch.nan) for x in (sums.above, sums.below))
+    return Sums(above, below, sums.shift)
 
 
 @torch.no_grad()

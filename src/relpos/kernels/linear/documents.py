@@ -42,9 +42,10 @@ class Documents:
         keys = _tokens([(r.b0, r.j0, r.j1) for group in groups for r in group], n_k, call.q.device)
         queries = _gathered(call.q, rows, [sum(r.i1 - r.i0 for r in group) for group in groups])
         sizes = [sum(r.j1 - r.j0 for r in group) for group in groups]
-        k, values = (_gathered(x, keys, sizes) for x in (call.k, call.values))
+        all_ones = call.ones.expand(call.shape[0], -1, -1, -1)
+        k, values, ones = (_gathered(x, keys, sizes) for x in (call.k, call.values, all_ones))
         calls = [
-            _call(call, group[0], *(_folded(x[g], len(group)) for x in (queries, k, values)))
+            _call(call, group[0], *(_folded(x[g], len(group)) for x in (queries, k, values, ones)))
             for g, group in enumerate(groups)
         ]
         return cls(call, calls, rows)
@@ -56,14 +57,15 @@ class Documents:
         place[self.rows] = torch.arange(len(self.rows), device=self.rows.device)
         whole = (self.whole.q, self.whole.k, self.whole.values)
         nothing = whole[2].new_zeros(1, *whole[2].shape[1::2]) + sum(x[..., :0].sum() for x in whole)
+        column = nothing.new_zeros(1, self.whole.shape[1], 1) + sum(x[..., :0].sum() for x in whole)
 
         def back(parts: list[Tensor], last: Tensor) -> Tensor:
             tokens = torch.cat([*(x.transpose(1, 2).flatten(0, 1).to(last.dtype) for x in parts), last])
             return tokens.index_select(0, place).view(batch, n_q, *last.shape[1:]).transpose(1, 2)
 
-        totals = [one.total for one in sums]
-        shifts = [one.shift.expand(*one.total.shape[:3], 1) for one in sums]
-        return Sums(back(totals, nothing), back(shifts, nothing[..., :1].detach()))
+        shifts = [one.shift.expand_as(one.below) for one in sums]
+        above, below = back([one.above for one in sums], nothing), back([one.below for one in sums], column)
+        return Sums(above, below, back(shifts, column.detach()))
 
 
 def _alike(call: LinearCall, found: list[Rectangle]) -> dict[tuple[int, ...], list[Rectangle]]:
@@ -88,10 +90,10 @@ def _gathered(x: Tensor, rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
 
 
 def _folded(x: Tensor, count: int) -> Tensor:
-    return x.view(count, -1, *x.shape[1:]).transpose(1, 2)
+    return x.view(count, len(x) // count, *x.shape[1:]).transpose(1, 2)
 
 
-def _call(call: LinearCall, r: Rectangle, q: Tensor, k: Tensor, values: Tensor) -> LinearCall:
+def _call(call: LinearCall, r: Rectangle, q: Tensor, k: Tensor, values: Tensor, ones: Tensor) -> LinearCall:
     """The call of one rectangle, or of several like it whose queries, keys and values are these."""
     batch, _, n_q, n_k = call.shape
     tile = Tile(r.i0, r.i1, r.j0, r.j1, n_q, n_k)
@@ -103,4 +105,4 @@ def _call(call: LinearCall, r: Rectangle, q: Tensor, k: Tensor, values: Tensor) 
     moved = r.i0 - r.j0
     mask = Mask(tile.t_q, tile.t_k, call.mask.offset + moved, call.mask.left, call.mask.right)
     offset = None if call.offset is None else call.offset + moved
-    return replace(call, q=q, k=k, values=values, states=states, mask=mask, offset=offset)
+    return replace(call, q=q, k=k, values=values, ones=ones, states=states, mask=mask, offset=offset)

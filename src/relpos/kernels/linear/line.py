@@ -96,6 +96,7 @@ def laid_out(call: LinearCall, line: Line) -> LinearCall:
         q=line.spread(call.q, line.queries, line.n_q),
         k=line.spread(call.k, line.keys, line.n_k),
         values=line.spread(call.values, line.keys, line.n_k),
+        ones=line.spread(call.ones, line.keys, line.n_k),
         states={"lags": State(lags, "lag")},
         mask=Mask(line.n_q, line.n_k, line.offset, right=call.mask.right),
         offset=line.offset,

@@ -73,7 +73,7 @@ def split(
     reach = CELL - 1 if causal else _reach(near)
     band = Band(_around(c, offset, n_q, reach), reach, None)
     cell = CELL if causal else 0
-    direct = banded(x_q, x_k, values, band, phi, offset, causal, tails=False, cell=cell)
+    direct, _ = banded(x_q, x_k, values, band, phi, offset, causal, tails=False, cell=cell)
     jobs, beyond = _far_part(c, n_q, n_k, offset, causal, near)
     return direct.add_(transformed(x_q, x_k, values, beyond, phi, jobs)) if jobs else direct
 

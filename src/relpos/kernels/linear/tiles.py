@@ -38,14 +38,14 @@ def dense(call: LinearCall) -> Sums:
         weights = weights * (bias - shift).exp()
     elif seen is not None:
         weights = weights.masked_fill(~seen, 0)
-    return Sums(weights @ call.values, shift)
+    return Sums.of(weights @ call.both, shift)
 
 
 def tiled(call: LinearCall) -> Sums:
     """The same in tiles; the backward pass recomputes them."""
     tensors = [state.tensor for state in call.states.values()]
-    inputs = (call.q, call.k, call.values, len(tensors), *tensors, *call.phi.parameters)
-    return Sums(*_Tiled.apply(call, *inputs))  # type: ignore[no-untyped-call]
+    inputs = (call.q, call.k, call.both, len(tensors), *tensors, *call.phi.parameters)
+    return Sums.of(*_Tiled.apply(call, *inputs))  # type: ignore[no-untyped-call]
 
 
 def _finite(highest: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def memory(call: LinearCall, name: str) -> str:
     square = n_q * n_k * size
     if name == "dense":
         return f"O(n_q n_k): {square:.1f} MiB for each of a few matrices of weights"
-    width, features = call.values.shape[-1], _features(call)
+    width, features = call.values.shape[-1] + 1, _features(call)
     literal = f"an n_q x n_k matrix would take {square:.0f} MiB"
     if name in ("split", "grid"):
         rows = min(features, GROUP) * (n_q + n_k) * size
