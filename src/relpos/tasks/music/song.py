@@ -68,8 +68,8 @@ class Song:
         for name, level in self.levels.items():
             if level.values.shape != (self.ticks,):
                 raise ValueError(
-                    f"{self.name}: the level {name!r} has {level.values.shape} labels for {self.ticks} ticks; give one a "
-                    "tick"
+                    f"{self.name}: the level {name!r} has {level.values.shape} labels for {self.ticks} ticks; "
+                    "give one a tick"
                 )
 
     def roll(self, start: int = 0, stop: int | None = None, tracks: Sequence[int] | None = None) -> np.ndarray:
