@@ -112,6 +112,15 @@ class Encoding(nn.Module):
         """Factor of q.k that this method was defined with, None for the usual 1/sqrt(dim)."""
         return None
 
+    def select(self, positions: Positions) -> Positions:
+        """Of named positions what this encoding reads: all, where it takes named ones; else the channel `index`, or
+        the only one of a kind that it takes. So one set of positions serves encodings of every sort."""
+        if not isinstance(positions, Mapping) or issubclass(Mapping, self.takes):
+            return positions
+        fitting = {name: channel for name, channel in positions.items() if isinstance(channel, self.takes)}
+        chosen = fitting.get("index") or (next(iter(fitting.values())) if len(fitting) == 1 else None)
+        return positions if chosen is None else chosen
+
     def check_positions(self, *positions: Positions) -> None:
         """TypeError where a kind of position has no meaning here."""
         for position in positions:

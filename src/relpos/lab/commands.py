@@ -171,7 +171,9 @@ def compare_and_report(
     own = known_presets(plan.task)
     options = merged(own.get(plan.preset, {}).get("task_options", {}), assignments(plan.task_options or []))
     task = known_task(plan.task, options)
-    labels = DEMO_ENCODINGS if plan.contestants is None else tuple(each.label for each in plan.contestants)
+    usual = own.get(plan.preset, {}).get("encodings", own.get("demo", {}).get("encodings", DEMO_ENCODINGS))
+    chosen = tuple(contestant(label) for label in usual) if plan.contestants is None else plan.contestants
+    labels = tuple(each.label for each in chosen)
     settings = preset(plan.preset, plan.task, labels, own, task_options=options, **plan.changes)
     reporter = Reporter()
     reporter.say("loading the training libraries")

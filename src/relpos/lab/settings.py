@@ -123,6 +123,7 @@ def preset(
     if name not in PRESETS and name not in own:
         raise unknown("preset", name, tuple(dict.fromkeys((*PRESETS, *own))))
     values: dict[str, Any] = {**PRESETS.get(name, PRESETS["results"]), **own.get(name, {})}
+    values.pop("encodings", None)  # the contestants where none are named: the caller has settled them
     given = {key: value for key, value in changes.items() if value is not None}
     if "steps" in given and "budget" not in given:
         values["budget"] = None

@@ -146,10 +146,11 @@ def _request(
     grid = encoding is not None and Grid in encoding.takes and Index not in encoding.takes
     queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch, grid)
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch, grid)
+    mask = mask_of(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     if encoding is not None:
+        queries, keys = encoding.select(queries), encoding.select(keys)
         encoding.check_positions(queries, keys)
         check_device(encoding, q)
-    mask = mask_of(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
     factor = score_factor(scale, encoding, dim)
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]

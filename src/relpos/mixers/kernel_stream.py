@@ -99,6 +99,7 @@ class KernelStream:
             return v.new_zeros(batch, heads, 0, v.shape[-1])
         new = as_positions(position, t, self.length, "position", q.device, batch)
         if self.encoding is not None:
+            new = self.encoding.select(new)
             self.encoding.check_positions(new)
         order = self._order
         if position is not None or order.given:

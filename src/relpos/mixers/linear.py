@@ -188,12 +188,13 @@ def request(
     m_q, m_k = n_q - own, n_k - prefix
     queries = as_positions(_beyond(q_pos, n_q, own), m_q, m_k - m_q, "q_pos", q.device, batch, grid)
     keys = as_positions(_beyond(k_pos, n_k, prefix), m_k, 0, "k_pos", q.device, batch, grid)
-    if encoding is not None:
-        encoding.check_positions(queries, keys)
-        check_device(encoding, q)
     real = check_key_mask(key_mask, batch, n_k, q.device)
     rest = None if real is None else real[:, prefix:]
     mask = mask_of(batch, m_q, m_k, queries, keys, causal, None, rest, segments, None, None, q.device)
+    if encoding is not None:
+        queries, keys = encoding.select(queries), encoding.select(keys)
+        encoding.check_positions(queries, keys)
+        check_device(encoding, q)
     if real is not None:
         k, v = (x.masked_fill(~real[:, None, :, None], 0) for x in (k, v))
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))

@@ -201,10 +201,11 @@ class SelfAttention(nn.Module):
         if not isinstance(self.encoding, Absolute):
             return x, x if context is None else context
         start = 0 if stream is None else stream.length
-        x = self.encoding.add(x, as_positions(q_pos, x.shape[1], start, "q_pos", x.device))
+        select = self.encoding.select
+        x = self.encoding.add(x, select(as_positions(q_pos, x.shape[1], start, "q_pos", x.device)))
         if context is None:
             return x, x
-        return x, self.encoding.add(context, as_positions(k_pos, context.shape[1], 0, "k_pos", x.device))
+        return x, self.encoding.add(context, select(as_positions(k_pos, context.shape[1], 0, "k_pos", x.device)))
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, self.head_dim).transpose(1, 2)

@@ -71,13 +71,14 @@ class Stream:
         new = as_positions(position, t, self.length, "position", q.device, batch)
         encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim)
         if isinstance(encoding, Transform):
-            encoding.check_positions(new)
+            read = encoding.select(new)
+            encoding.check_positions(read)
             if self.codes is None:
-                self.codes = encoding.make_codes(new, new)
+                self.codes = encoding.make_codes(read, read)
             with exactly(q):
                 q, k = (
-                    encoding.encode_q(q, new, factor, self.codes),
-                    encoding.encode_k(k, new, factor, self.codes),
+                    encoding.encode_q(q, read, factor, self.codes),
+                    encoding.encode_k(k, read, factor, self.codes),
                 )
         keys, values = self._append("k", k, 2), self._append("v", v, 2)
         real = torch.ones(batch, t, dtype=torch.bool, device=q.device) if key_mask is None else key_mask

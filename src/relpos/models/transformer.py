@@ -115,7 +115,8 @@ class Stack(nn.Module):
         """x (batch, n, dim) to the same shape, normalised. positions, key_mask, segments: as in `relpos.attention`."""
         if self.absolute is not None:
             start = streams[0].length if streams else 0
-            x = self.absolute.add(x, as_positions(positions, x.shape[1], start, "positions", x.device))
+            given = as_positions(positions, x.shape[1], start, "positions", x.device)
+            x = self.absolute.add(x, self.absolute.select(given))
         for index, block in enumerate(self.blocks):
             stream = None if streams is None else streams[index]
             x = block(x, q_pos=positions, key_mask=key_mask, segments=segments, stream=stream)

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _TASKS: dict[str, str] = {
+    "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
@@ -56,7 +57,8 @@ def titles() -> dict[str, str]:
 
 
 def presets(name: str) -> Mapping[str, Mapping[str, Any]]:
-    """Sizes of runs that a known task has of its own, by preset; "task_options" are what the task is then made with."""
+    """Sizes of runs that a known task has of its own, by preset; "task_options" are what the task is then made with,
+    "encodings" the contestants where none are named."""
     found: Mapping[str, Mapping[str, Any]] = getattr(_load(name), "presets", None) or {}
     return found
 

@@ -1,0 +1,124 @@
+"""Every encoding on a CUDA device gives what it gives on the CPU, in values and gradients."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import relpos as rp
+from relpos.encodings.base import Absolute, Encoding, Pairwise
+from relpos.encodings.registry import fitted
+from relpos.positions import Grid, Index, Times
+
+pytestmark = pytest.mark.cuda
+HEADS, DIM, SIDE = 2, 16, 9
+N = SIDE * SIDE
+LEVELS = ("melody", "chord", "section", "tempo")
+
+
+def positions(encoding: Encoding) -> Any:
+    index = torch.arange(N)
+    if issubclass(dict, encoding.takes):
+        return {"index": index, **{name: index // (3 + i) % 4 for i, name in enumerate(LEVELS)}}
+    if Index in encoding.takes:
+        return index
+    return index.double() if Times in encoding.takes else Grid.of(SIDE, SIDE).values
+
+
+def moved(positions: Any, device: str) -> Any:
+    return {k: v.to(device) for k, v in positions.items()} if isinstance(positions, dict) else positions.to(device)
+
+
+def made(name: str, causal: bool) -> Encoding:
+    torch.manual_seed(0)
+    return fitted(name, {"heads": HEADS, "dim": DIM, "model_dim": HEADS * DIM, "causal": causal}).double()
+
+
+def results(device: str, encoding: Encoding, run: Any, kernelized: bool) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, HEADS, N, DIM)
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).to(device).requires_grad_() for _ in "qkv"]
+    content = torch.randn(2, N, HEADS * DIM, generator=generator, dtype=torch.float64).to(device)
+    encoding = copy.deepcopy(encoding).to(device)
+    where = moved(positions(encoding), device)
+    out = run(*leaves, encoding, where, content)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=device).view_as(out)
+    leaves += [p for p in encoding.parameters() if p.requires_grad]
+    return [out, *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)]
+
+
+def agree(a: list[Tensor | None], b: list[Tensor | None]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None and y is not None:
+            torch.testing.assert_close(y.cpu(), x.cpu(), rtol=1e-8, atol=1e-8)
+
+
+# Stochastic encodings draw their noise on the device, so that its numbers differ; they are tested on the CPU.
+RELATIVE = [name for name, about in rp.names().items() if about.form != "Absolute" and not name.endswith("_spe")]
+LINEAR = [name for name, about in rp.names().items() if about.linear and about.form == "Bias"]
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_softmax_attention(name: str) -> None:
+    encoding = made(name, True)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, own: Encoding, where: Any, content: Tensor) -> Tensor:
+        more = {"content": content} if isinstance(own, Pairwise) and own.needs_content else {}
+        return rp.attention(q, k, v, own, q_pos=where, k_pos=where, causal=True, **more)
+
+    agree(results("cpu", encoding, run, False), results("cuda", encoding, run, False))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", LINEAR)
+def test_kernelised_attention(name: str, causal: bool) -> None:
+    encoding = made(name, causal)
+    phi = rp.features.PRF(DIM, 8).double()
+
+    def run(q: Tensor, k: Tensor, v: Tensor, own: Encoding, where: Any, content: Tensor) -> Tensor:
+        features = copy.deepcopy(phi).to(q.device)
+        return rp.linear_attention(q, k, v, own, features=features, q_pos=where, k_pos=where, causal=causal)
+
+    agree(results("cpu", encoding, run, True), results("cuda", encoding, run, True))
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "kernelized"])
+@pytest.mark.parametrize("name", ["nope", "rope", "t5", "alibi"])
+def test_a_network_trains_and_decodes(name: str, mixer: str) -> None:
+    torch.manual_seed(0)
+    model = rp.models.Transformer(19, 32, 2, HEADS, name, mixer=mixer).cuda()
+    tokens = torch.randint(0, 19, (2, 65), device="cuda")
+    logits = model(tokens[:, :-1])
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        streams = model.streams()
+        rows = [model(tokens[:, i : i + 1], streams=streams) for i in range(64)]
+        torch.testing.assert_close(torch.cat(rows, 1), model(tokens[:, :-1]), rtol=1e-3, atol=1e-3)
+    assert model.generate(tokens[:, :4], 5, generator=torch.Generator("cuda").manual_seed(0)).shape == (2, 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    encoding = made("t5", True)
+    q, k, v = (torch.randn(2, HEADS, N, DIM, device="cuda") for _ in range(3))
+    want = rp.attention(q.double(), k.double(), v.double(), encoding.cuda(), causal=True)
+    got = rp.attention(q.to(dtype), k.to(dtype), v.to(dtype), encoding.float().cuda(), causal=True)
+    assert got.dtype == dtype and (got.double() - want).abs().max() < 3e-2
+
+
+def test_absolute_encodings() -> None:
+    for name, about in rp.names().items():
+        encoding = made(name, True)
+        if about.form == "Absolute" and isinstance(encoding, Absolute):
+            x = torch.randn(2, N, HEADS * DIM, dtype=torch.float64)
+            where = positions(encoding)
+            want = encoding.add(x, where if isinstance(where, dict) else None)
+            on_device = where if not isinstance(where, dict) else moved(where, "cuda")
+            got = encoding.cuda().add(x.cuda(), on_device if isinstance(where, dict) else None)
+            torch.testing.assert_close(got.cpu(), want)
