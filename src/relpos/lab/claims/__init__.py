@@ -17,6 +17,7 @@ _CLAIMS: dict[str, str] = {
     "stability": "relpos.lab.claims.stability",
     "conversion": "relpos.lab.claims.conversion",
     "extrapolation": "relpos.lab.claims.extrapolation",
+    "music": "relpos.lab.claims.music",
 }
 
 

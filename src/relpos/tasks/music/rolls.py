@@ -236,7 +236,7 @@ class RollTask:
             return Evaluation(length, float(nats.mean()), by_position, nats.size)
         held = self._parts("validation", length)
         threshold = judging.best_threshold(self._predicted(model, held)[1], self.prepared.targets(held), THRESHOLDS)
-        metrics = self.prepared.judge(probability >= threshold, at)
+        metrics = self.prepared.judge(probability > threshold, at, float(nats.mean()))
         return Evaluation(length, float(nats.mean()), by_position, nats.size, metrics)
 
     def _parts(self, split: str, length: int) -> list[Place]:
@@ -271,7 +271,7 @@ class RollTask:
 
     def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
         """Trivial predictors on the very ticks that `evaluate` scores; see `relpos.tasks.music.baselines`."""
-        return self.prepared.baselines(self._parts(split, length), self.name)
+        return self.prepared.baselines(self._parts(split, length))
 
     def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
         """A test window: what is right, and what the network expects at every tick, teacher-forced, as pictures."""
