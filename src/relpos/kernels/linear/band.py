@@ -250,15 +250,25 @@ class _Gradients:
     ) -> None:
         self.plan, self.x_q, self.x_k, self.weights, self.factors = plan, x_q, x_k, tile, edges
         self.v, self.real = values, real
-        self.q, self.k, self.values, self.tile = (torch.zeros_like(x) for x in (x_q, x_k, values, tile))
+        self.q, self.tile = torch.empty_like(x_q), torch.zeros_like(tile)
+        self.k, self.values = (torch.empty_like(x) for x in (x_k, values))
+        self.written = 0  # keys so far whose gradients hold something
         self.edges = [torch.zeros_like(edge) for edge in edges]
         self.parameters = [torch.zeros_like(p) for p in plan.phi.parameters]
 
-    def _add(self, x: Tensor, into: Tensor, rows: slice, grad: Tensor) -> None:
+    def _through(self, x: Tensor, rows: slice, grad: Tensor) -> Tensor:
+        """What the gradient of features is to their rows; those of phi's parameters are added up."""
         found, parameters = self.plan.phi.back(x[:, :, rows], grad)
-        into[:, :, rows] += found
         for total, part in zip(self.parameters, parameters):
             total += part
+        return found
+
+    def _meet(self, into: Tensor, keys: slice, found: Tensor) -> None:
+        """Adds to what earlier tiles wrote for these keys, and writes what is new: windows move on with their block."""
+        seen = min(max(self.written, keys.start), keys.stop)
+        into[:, :, self.written : keys.start] = 0
+        into[:, :, keys.start : seen] += found[:, :, : seen - keys.start]
+        into[:, :, seen : keys.stop] = found[:, :, seen - keys.start :]
 
     def _count(self, row: Tensor, keys: slice) -> Tensor:
         """What each key that counts is given, from one row for all of them."""
@@ -274,10 +284,13 @@ class _Gradients:
                 rows, columns = near.products.shape[-2:]
                 self.tile[:, :rows, first : first + columns] += (by_weight * near.products).sum(0)
             weights = near.products.mul_(near.tile)
-            self.values[:, :, near.k] += weights.transpose(-1, -2) @ g
+            self._meet(self.values, near.k, weights.transpose(-1, -2) @ g)
             by_product = by_weight.mul_(near.tile)
-            self._add(self.x_q, self.q, near.q, by_product @ near.phi_k)
-            self._add(self.x_k, self.k, near.k, by_product.transpose(-1, -2) @ near.phi_q)
+            self.q[:, :, near.q] = self._through(self.x_q, near.q, by_product @ near.phi_k)
+            self._meet(self.k, near.k, self._through(self.x_k, near.k, by_product.transpose(-1, -2) @ near.phi_q))
+            self.written = max(self.written, near.k.stop)
+        for into in (self.values, self.k):
+            into[:, :, self.written :] = 0
 
     def reads(self, side: int, grad: Tensor, grad_below: Tensor) -> None:
         """To the queries and the edge factors, through what each block read."""
@@ -289,7 +302,8 @@ class _Gradients:
             found += grad_below[:, :, rows] * running.ones.transpose(-1, -2)
             through = self.plan.phi(self.x_q[:, :, rows]) * found
             self.edges[side][:, :count] += through.sum((0, -1))[..., None]
-            self._add(self.x_q, self.q, rows, found.mul_(self.factors[side][:, :count]))
+            found.mul_(self.factors[side][:, :count])
+            self.q[:, :, rows] += self._through(self.x_q, rows, found)
 
     def joins(self, side: int, grad: Tensor, grad_below: Tensor) -> None:
         """To keys and values, through the sum that they joined."""
@@ -306,7 +320,7 @@ class _Gradients:
                 if plan.arrive is not None:
                     place = plan.segment(side, t)[2]
                     back *= plan.arrive[side][:, place : place + back.shape[2]]
-                self._add(self.x_k, self.k, keys, back)
+                self.k[:, :, keys] += self._through(self.x_k, keys, back)
             if after is not None:
                 after = after.times(stay)
             if 0 <= t < plan.count:

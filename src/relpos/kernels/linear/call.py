@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from relpos.encodings.base import Bias, States
+from relpos.kernels.call import once
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
 
@@ -97,13 +98,45 @@ class LinearCall:
         moved = {name: getattr(self, name).to(dtype) for name in ("q", "k", "values", "ones")}
         return replace(self, **moved, states=states)
 
-    def at_once(self) -> LinearCall:
+    def at_once(self, twice: bool = False) -> LinearCall:
         """The same call with the features of all rows made, where they are no wider than the values: quicker, and
         memory of the same order. Wider ones are made tile by tile, so that memory does not depend on their number.
+        twice: by operations whose gradient can be differentiated again.
         """
         if self.phi.module is None or 0 in self.shape:
             return self
         if self.phi(self.q[:1, :1, :1]).shape[-1] > self.values.shape[-1] + 1:
             return self
-        q, k = (torch.cat([self.phi(part) for part in torch.split(x, ROWS, 2)], 2) for x in (self.q, self.k))
+        if twice:
+            q, k = (torch.cat([self.phi(part) for part in torch.split(x, ROWS, 2)], 2) for x in (self.q, self.k))
+        else:
+            q, k = (_AtOnce.apply(self.phi, x, *self.phi.parameters) for x in (self.q, self.k))  # type: ignore[no-untyped-call]
         return replace(self, q=q, k=k, phi=Rows(None))
+
+
+class _AtOnce(torch.autograd.Function):
+    """phi of all rows, some at a time, in both passes: what is kept and what is written is one tensor each."""
+
+    @staticmethod
+    def forward(ctx: Any, phi: Rows, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.phi = phi
+        ctx.save_for_backward(x, *parameters)
+        out: Tensor | None = None
+        for first in range(0, x.shape[2], ROWS):
+            part = phi(x[:, :, first : first + ROWS])
+            out = part.new_empty(*x.shape[:3], part.shape[-1]) if out is None else out
+            out[:, :, first : first + ROWS] = part
+        assert out is not None
+        return out
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        into, totals = torch.empty_like(x), [torch.zeros_like(p) for p in parameters]
+        for first in range(0, x.shape[2], ROWS):
+            rows = slice(first, first + ROWS)
+            into[:, :, rows], found = ctx.phi.back(x[:, :, rows], grad[:, :, rows])
+            for total, part in zip(totals, found, strict=True):
+                total += part
+        return None, into, *totals

@@ -163,7 +163,7 @@ def run(call: LinearCall, kernel: str = "auto") -> Sums:
         return documents.joined([run(part, kernel) for part in documents.calls])
     name, _ = pick(call, kernel)
     trusted = TRUSTED[call.q.dtype]
-    call = _precise(call, name).at_once()
+    call = _precise(call, name).at_once(twice=name == "dense")
     sums = _sound(call, name, trusted)
     hides = call.causal or call.mask.q_segments is not None
     if hides and not bool(torch.isfinite(sums.above.detach().sum() + sums.below.detach().sum())):
