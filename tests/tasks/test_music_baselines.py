@@ -133,6 +133,14 @@ def test_what_a_baseline_lacks_is_said() -> None:
             kind().fit([bare]).probabilities(bare)
     with pytest.raises(ValueError, match="which pitches"):
         ChordBlock().roll(window(bare.target, np.zeros(4, dtype=int)))
+    with pytest.raises(ValueError, match="chords for 3"):
+        ChordBlock().roll(window(bare.target, np.full(4, 3), chords=CHORDS))
+    with pytest.raises(ValueError, match="128 pitches a track"):
+        ChordBlock().roll(window(bare.target[:, :88], np.zeros(4, dtype=int), chords=CHORDS))
+    with pytest.raises(ValueError, match="128 target rows, it has 256"):
+        Marginal().fit([bare, window(np.zeros((4, 256), dtype=bool))])
+    with pytest.raises(ValueError, match="too short"):
+        Window(bare.target, bare.target, ticks_per_beat=0)
     with pytest.raises(ValueError, match="no baseline 'oracle'"):
         fitted([bare], ["oracle"])
     with pytest.raises(ValueError, match="no windows"):

@@ -63,6 +63,8 @@ class Window:
         for name, labels in self.levels.items():
             if labels.shape != (len(self.target),):
                 raise ValueError(f"the level {name!r} has {labels.shape} labels for {len(self.target)} ticks")
+        if min(self.ticks_per_bar, self.ticks_per_beat) < 1:
+            raise ValueError(f"bars of {self.ticks_per_bar} and beats of {self.ticks_per_beat} ticks are too short")
 
     def past(self, ticks: int) -> tuple[np.ndarray, np.ndarray]:
         """The target ``ticks`` earlier, (ticks, rows) bool, and at which ticks it is known, (ticks,) bool."""
@@ -131,6 +133,8 @@ class Marginal(Baseline):
 
     def add(self, window: Window) -> None:
         on = window.target.sum(0)
+        if self._on is not None and self._on.shape != on.shape:
+            raise ValueError(f"the windows before this one had {len(self._on)} target rows, it has {len(on)}")
         self._on = on if self._on is None else self._on + on
         self._ticks += len(window.target)
 
@@ -222,6 +226,12 @@ class ChordBlock(Baseline):
         if window.chords is None:
             raise ValueError("the window does not say which pitches its chord labels mean: give it chords=(labels, 12)")
         ticks, rows = window.target.shape
+        if rows == 0 or rows % PITCHES:
+            raise ValueError(f"a chord is played in rows of {PITCHES} pitches a track, the target has {rows}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(window.chords):
+            raise ValueError(
+                f"chord labels are {labels.min()} to {labels.max()}, but the window has chords for {len(window.chords)}"
+            )
         length = window.ticks_per_beat * self.every
         place = (np.arange(ticks) + window.phase) % length
         struck = np.maximum(np.arange(ticks) - place, 0)
