@@ -4,7 +4,7 @@
     marginal      how often each row sounds
     persistence   each row goes on as it was a tick ago, with its own odds of switching; **sees the true past**
     copy-a-bar    each row as it was a bar ago, with its own odds; sees the true past
-    chord-block   the pitch classes of the chord label, struck as a block on every beat
+    chord-block   the pitch classes of the chord label over its root, struck as a block on every beat
     chord-table   how often each row sounds under each chord label
 
 A model of next ticks that does not beat persistence has learnt to repeat; one that is given chord labels and does not
@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
 from relpos.tasks.music.song import PITCHES
 
 _SEEN = 0.5  # added to the counts of on and of off: no probability is 0 or 1 for want of data
-_WEIGHT = 8.0  # ticks that the marginal counts for in the table of a chord
+_WEIGHT = 2  # bars that the marginal counts for in the table of a chord: ticks of one chord are far from independent
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Window:
     levels  labels by name, (ticks,) integers, those at the ticks of the target
     before  (ticks before, target rows) bool, the target's past, if it has one: for next ticks the first of ``roll``
     phase   ticks from the last beat to the first of the window
-    chords  (labels, 12) bool, the pitch classes of each label of the level "chord"
+    chords  (labels, 12) bool, the pitch classes of each label of the level "chord", from C on
+    roots   (labels,) pitch class of the root of each, -1 for none
     """
 
     roll: np.ndarray
@@ -46,6 +47,7 @@ class Window:
     ticks_per_bar: int = 64
     ticks_per_beat: int = 16
     chords: np.ndarray | None = None
+    roots: np.ndarray | None = None
     before: np.ndarray | None = None
     phase: int = 0
 
@@ -61,6 +63,8 @@ class Window:
         for name, labels in self.levels.items():
             if labels.shape != (len(self.target),):
                 raise ValueError(f"the level {name!r} has {labels.shape} labels for {len(self.target)} ticks")
+        if min(self.ticks_per_bar, self.ticks_per_beat) < 1:
+            raise ValueError(f"bars of {self.ticks_per_bar} and beats of {self.ticks_per_beat} ticks are too short")
 
     def past(self, ticks: int) -> tuple[np.ndarray, np.ndarray]:
         """The target ``ticks`` earlier, (ticks, rows) bool, and at which ticks it is known, (ticks,) bool."""
@@ -79,14 +83,25 @@ class Window:
 
 
 class Baseline:
-    """One of the rules above. `fit` returns itself; silence and chord-block have nothing to fit but may be."""
+    """One of the rules above. `fit` starts anew and returns itself; silence and chord-block have nothing to fit but may
+    be. `add` takes one more window in.
+    """
 
     name: ClassVar[str]
     sees_past: ClassVar[bool] = False
     needs_chords: ClassVar[bool] = False
 
-    def fit(self, windows: Iterable[Window]) -> Baseline:
+    def fit(self, windows: Iterable[Window]) -> Self:
+        self._forget()
+        for window in windows:
+            self.add(window)
         return self
+
+    def add(self, window: Window) -> None:
+        pass
+
+    def _forget(self) -> None:
+        pass
 
     def probabilities(self, window: Window) -> np.ndarray:
         """(ticks, target rows) float64, the probability that each cell is on."""
@@ -110,17 +125,16 @@ class Marginal(Baseline):
     name = "marginal"
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._on: np.ndarray | None = None
         self._ticks = 0
 
-    def fit(self, windows: Iterable[Window]) -> Marginal:
-        self._on, self._ticks = None, 0
-        for window in windows:
-            self.add(window)
-        return self
-
     def add(self, window: Window) -> None:
         on = window.target.sum(0)
+        if self._on is not None and self._on.shape != on.shape:
+            raise ValueError(f"the windows before this one had {len(self._on)} target rows, it has {len(on)}")
         self._on = on if self._on is None else self._on + on
         self._ticks += len(window.target)
 
@@ -141,24 +155,23 @@ class Echo(Baseline):
     sees_past = True
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._marginal = Marginal()
         self._counts: np.ndarray | None = None
 
     def delay(self, window: Window) -> int:
         raise NotImplementedError
 
-    def fit(self, windows: Iterable[Window]) -> Echo:
-        self._marginal, self._counts = Marginal(), None
-        for window in windows:
-            self._marginal.add(window)
-            past, known = window.past(self.delay(window))
-            now, past = window.target[known], past[known]
-            was, both = past.sum(0), (past & now).sum(0)
-            counts = np.stack(
-                [len(past) - was, now.sum(0) - both, was, both]
-            )  # off before, then on; on before, then on
-            self._counts = counts if self._counts is None else self._counts + counts
-        return self
+    def add(self, window: Window) -> None:
+        self._marginal.add(window)
+        past, known = window.past(self.delay(window))
+        now, past = window.target[known], past[known]
+        was, both = past.sum(0), (past & now).sum(0)
+        # off before, of them on now; on before, of them on now
+        counts = np.stack([len(past) - was, now.sum(0) - both, was, both])
+        self._counts = counts if self._counts is None else self._counts + counts
 
     def probabilities(self, window: Window) -> np.ndarray:
         marginal = self._marginal.frequencies
@@ -193,15 +206,16 @@ class ChordBlock(Baseline):
     before the next stroke, so that each stroke has an onset. Probabilities 0 and 1; a new label waits for the next
     beat.
 
-    In a target of several tracks the last one plays.
+    Where the window knows the roots, the root sounds in the octave below too. In a target of several tracks the last
+    one plays.
     """
 
     name = "chord-block"
     needs_chords = True
 
     def __init__(self, lowest: int = 48, every: int = 1) -> None:
-        if not 0 <= lowest <= PITCHES - 12 or every < 1:
-            raise ValueError(f"lowest must be 0 to {PITCHES - 12} and every at least 1, got {lowest} and {every}")
+        if not 12 <= lowest <= PITCHES - 12 or every < 1:
+            raise ValueError(f"lowest must be 12 to {PITCHES - 12} and every at least 1, got {lowest} and {every}")
         self.lowest, self.every = lowest, every
 
     def probabilities(self, window: Window) -> np.ndarray:
@@ -212,14 +226,25 @@ class ChordBlock(Baseline):
         if window.chords is None:
             raise ValueError("the window does not say which pitches its chord labels mean: give it chords=(labels, 12)")
         ticks, rows = window.target.shape
+        if rows == 0 or rows % PITCHES:
+            raise ValueError(f"a chord is played in rows of {PITCHES} pitches a track, the target has {rows}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(window.chords):
+            raise ValueError(
+                f"chord labels are {labels.min()} to {labels.max()}, but the window has chords for {len(window.chords)}"
+            )
         length = window.ticks_per_beat * self.every
         place = (np.arange(ticks) + window.phase) % length
         struck = np.maximum(np.arange(ticks) - place, 0)
-        classes = np.asarray(window.chords, dtype=bool)[labels[struck]]
+        label = labels[struck]
+        classes = np.asarray(window.chords, dtype=bool)[label]
         held = (place < length - 1) if length > 1 else np.ones(ticks, dtype=bool)
         roll = np.zeros((ticks, rows), dtype=bool)
-        pitches = rows - PITCHES + self.lowest + np.arange(12)
-        roll[:, pitches] = np.roll(classes, -self.lowest % 12, axis=1) & held[:, None]
+        bottom = rows - PITCHES + self.lowest  # row of the lowest pitch
+        roll[:, bottom : bottom + 12] = np.roll(classes, -self.lowest, axis=1) & held[:, None]
+        if window.roots is not None:
+            root = np.asarray(window.roots)[label]
+            sounds = held & (root >= 0)
+            roll[sounds, bottom - 12 + (root[sounds] - self.lowest) % 12] = True
         return roll
 
 
@@ -230,25 +255,25 @@ class ChordTable(Baseline):
     needs_chords = True
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._marginal = Marginal()
         self._on = np.zeros((0, 0))
         self._ticks = np.zeros(0)
 
-    def fit(self, windows: Iterable[Window]) -> ChordTable:
-        self._marginal, self._on, self._ticks = Marginal(), np.zeros((0, 0)), np.zeros(0)
-        for window in windows:
-            self._marginal.add(window)
-            labels = window.chord_labels()
-            if labels.size == 0:
-                continue
-            if labels.min() < 0:
-                raise ValueError(f"chord labels must be at least 0, got {labels.min()}")
-            self._widen(int(labels.max()) + 1, window.target.shape[1])
-            starts = np.flatnonzero(np.diff(labels, prepend=-1))
-            sums = np.add.reduceat(window.target, starts, axis=0, dtype=np.float64)
-            np.add.at(self._on, labels[starts], sums)
-            np.add.at(self._ticks, labels[starts], np.diff(starts, append=len(labels)))
-        return self
+    def add(self, window: Window) -> None:
+        self._marginal.add(window)
+        labels = window.chord_labels()
+        if labels.size == 0:
+            return
+        if labels.min() < 0:
+            raise ValueError(f"chord labels must be at least 0, got {labels.min()}")
+        self._widen(int(labels.max()) + 1, window.target.shape[1])
+        starts = np.flatnonzero(np.diff(labels, prepend=-1))
+        sums = np.add.reduceat(window.target, starts, axis=0, dtype=np.float64)
+        np.add.at(self._on, labels[starts], sums)
+        np.add.at(self._ticks, labels[starts], np.diff(starts, append=len(labels)))
 
     def probabilities(self, window: Window) -> np.ndarray:
         marginal, labels = self._marginal.frequencies, window.chord_labels()
@@ -256,7 +281,8 @@ class ChordTable(Baseline):
         index = np.where(known, labels, 0)
         on = np.where(known[:, None], self._on[index], 0.0)
         ticks = np.where(known, self._ticks[index], 0.0)[:, None]
-        return (on + _WEIGHT * marginal) / (ticks + _WEIGHT)
+        weight = _WEIGHT * window.ticks_per_bar
+        return (on + weight * marginal) / (ticks + weight)
 
     def _widen(self, labels: int, rows: int) -> None:
         extra = labels - len(self._on)
@@ -272,22 +298,24 @@ BASELINES: dict[str, type[Baseline]] = {
 
 
 def fitted(windows: Iterable[Window], names: Iterable[str] | None = None) -> dict[str, Baseline]:
-    """The baselines by name, fitted on windows that are read once; by default all that the windows have labels for."""
-    held = list(windows)
-    if not held:
-        raise ValueError("no windows to fit the baselines on")
-    chords = all("chord" in window.levels for window in held)
-    block = chords and all(window.chords is not None for window in held)
-    chosen = (
-        list(names)
-        if names is not None
-        else [
-            name
-            for name, kind in BASELINES.items()
-            if not kind.needs_chords or (block if kind is ChordBlock else chords)
-        ]
-    )
-    unknown = [name for name in chosen if name not in BASELINES]
+    """The baselines by name, fitted in one pass over the windows; by default all that the first has labels for."""
+    wanted = None if names is None else list(names)
+    unknown = [name for name in wanted or () if name not in BASELINES]
     if unknown:
         raise ValueError(f"there is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}")
-    return {name: BASELINES[name]().fit(held) for name in chosen}
+    held: dict[str, Baseline] = {}
+    for window in windows:
+        if not held:
+            held = {name: BASELINES[name]() for name in (_served(window) if wanted is None else wanted)}
+        for baseline in held.values():
+            baseline.add(window)
+    if not held:
+        raise ValueError("no windows to fit the baselines on, or no names of baselines")
+    return held
+
+
+def _served(window: Window) -> list[str]:
+    """The baselines for which the window has what they need."""
+    chords = "chord" in window.levels
+    lacking = {ChordTable.name: not chords, ChordBlock.name: not chords or window.chords is None}
+    return [name for name in BASELINES if not lacking.get(name, False)]

@@ -33,9 +33,10 @@ from relpos.tasks.music.metrics.structure import (
     note_density_distance,
     self_similarity_distance,
 )
-from relpos.tasks.music.metrics.table import BETTER, cross_entropy, evaluate, warnings
+from relpos.tasks.music.metrics.table import AS_PRINTED, BETTER, cross_entropy, evaluate, warnings
 
 __all__ = [
+    "AS_PRINTED",
     "BETTER",
     "DEFINITIONS",
     "Copy",

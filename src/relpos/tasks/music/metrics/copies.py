@@ -34,7 +34,7 @@ class Library:
 
     notes  one array a piece, (count, columns) with onset in column 0 and pitch in column 2, as `Song.notes`; all on
            one grid. Tracks and lengths play no part: at each moment the set of pitches that begin is compared, and the
-           time since the moment before
+           time since the moment before. To find a voice that was copied alone, give the notes of that voice alone
     transposed  whether a passage moved by any interval is a copy too
     """
 

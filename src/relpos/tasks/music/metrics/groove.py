@@ -91,14 +91,15 @@ def style_similarity(
     ticks: the continuation's length (default: the end of its last note). Onsets count from the beginning of a bar, in
     both; a note belongs to the span in which it begins (the released code counts one on the border twice).
     """
-    options = {"drums": drums, "beats_per_bar": beats_per_bar, "as_released": as_released}
-    onset, _, duration = _columns(continuation, ticks_per_beat)
+    notes = np.asarray(continuation).reshape(-1, 3)
+    onset, _, duration = _columns(notes, ticks_per_beat)
     ticks = int((onset + duration).max(initial=0)) if ticks is None else ticks
     part = np.minimum(onset * parts // max(ticks, 1), parts - 1)
-    whole = style_profile(reference, ticks_per_beat, **options)
-    spans = [
-        style_profile(np.asarray(continuation)[part == index], ticks_per_beat, **options) for index in range(parts)
-    ]
+
+    def profile(some: np.ndarray) -> dict[str, np.ndarray]:
+        return style_profile(some, ticks_per_beat, drums, beats_per_bar, as_released)
+
+    whole, spans = profile(reference), [profile(notes[part == index]) for index in range(parts)]
     return {name: np.array([histogram_similarity(span[name], whole[name]) for span in spans]) for name in whole}
 
 
