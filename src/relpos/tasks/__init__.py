@@ -26,10 +26,12 @@ __all__ = [
 ]
 
 _TASKS: dict[str, str] = {
+    "accompaniment": "relpos.tasks.music.rolls:Accompaniment",
     "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
+    "next-step": "relpos.tasks.music.rolls:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",
     "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
     "pixels": "relpos.tasks.long_range.pixels:Pixels",

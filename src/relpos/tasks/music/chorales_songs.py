@@ -3,18 +3,19 @@
 "phrase"   number of the phrase, counted from 0; a fermata in the soprano ends it
 "section"  letter of the phrase: phrases whose melodies are alike, in any key, have one letter
 "bar", "beat", "melody"  as everywhere; the melody is the soprano
-"chord"    the pitch classes that sound in the quarter, as a sum of 2 ** pitch class (C = 0; 0 is silence). It is
+"chord"    the pitch classes that sound in the quarter, numbered from the most frequent set on, with their names. It is
            computed from what an accompaniment has to predict, and marked so; the others are not
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 
 import numpy as np
 
-from relpos.tasks.music import collection, midi, tunes
+from relpos.tasks.music import chords, collection, midi, tunes
 from relpos.tasks.music.piece import SILENT, TICKS_PER_QUARTER, VOICES, Piece
 from relpos.tasks.music.song import Level, Song
 from relpos.tasks.music.structure import SECTIONS
@@ -33,7 +34,32 @@ def load(progress: collection.corpus.Progress | None = None) -> list[Song]:
 def songs(pieces: Sequence[Piece]) -> list[Song]:
     """Pieces as songs; harmonisations of one tune are one group."""
     groups = tunes.groups(pieces)
-    return [song(piece, f"tune {group}") for piece, group in zip(pieces, groups.tolist(), strict=True)]
+    found = [song(piece, f"tune {group}") for piece, group in zip(pieces, groups.tolist(), strict=True)]
+    return _numbered(found)
+
+
+def _numbered(found: Sequence[Song]) -> list[Song]:
+    """The sets of pitch classes as numbers that all songs share, 0 the silence, then by how often they occur."""
+    counts = np.bincount(np.concatenate([each.levels["chord"].values for each in found]), minlength=4096)
+    counts[0] = counts.max() + 1
+    masks = [mask for mask in np.argsort(-counts, kind="stable").tolist() if counts[mask]]
+    number = np.zeros(4096, dtype=np.int64)
+    number[masks] = np.arange(len(masks))
+    names = tuple(_symbol(mask) for mask in masks)
+
+    def moved(each: Song) -> Song:
+        level = each.levels["chord"]
+        chord = replace(level, values=number[level.values], names=names)
+        return replace(each, levels={**each.levels, "chord": chord})
+
+    return [moved(each) for each in found]
+
+
+def _symbol(mask: int) -> str:
+    tones = {tone for tone in range(12) if mask >> tone & 1}
+    named = [chords.name(tone, tones) for tone in sorted(tones)]
+    plain = [name for name in named if "/" not in name and "[" not in name]
+    return (plain or [f"[{' '.join(map(str, sorted(tones)))}]"])[0] if tones else "N"
 
 
 def song(piece: Piece, group: str = "") -> Song:

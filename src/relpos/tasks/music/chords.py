@@ -110,6 +110,16 @@ def name(bass: int, tones: frozenset[int] | set[int]) -> str:
     return f"{ROOTS[bass]}[{' '.join(map(str, sorted(tones)))}]"
 
 
+def classes(symbol: str) -> np.ndarray:
+    """(12,) bool: the pitch classes of a symbol, or of `name`'s "C[0 1 2]". ValueError where it is none."""
+    spelled = re.fullmatch(rf"({_NOTE})?\[([\d ]*)\]", symbol)
+    if spelled is None:
+        return TABLE[chord(symbol)]
+    found = np.zeros(12, dtype=bool)
+    found[[int(tone) for tone in spelled[2].split()]] = True
+    return found
+
+
 def chart(text: str, where: str = "the chord chart") -> list[list[int]]:
     """The chords of each bar. ValueError with ``where``, line and column for an unknown symbol, or for no chords.
 

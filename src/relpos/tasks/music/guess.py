@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from relpos.tasks.music.chords import NAMES, ROOTS, chord
 from relpos.tasks.music.song import Level, Song
 
-ROOTS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-NAMES = ("N", *(root + kind for root in ROOTS for kind in ("", "m")))
+TRIADS = np.array([chord(root + kind) for root in ROOTS for kind in ("", "m")])
 TONES = (1.0, 0.7, 0.8)  # what a melody's root, third and fifth speak for a triad
 FOREIGN, OWN = -0.4, 0.15  # a note outside; a triad whose notes the melody uses elsewhere
 QUARTERS = 2
 
 
 def guessed_chords(song: Song) -> dict[str, Level]:
-    """The level "chord" from the level "melody" (MIDI number, 0 = rest): 0 none, then 1 + 2 root + (1 if minor).
+    """The level "chord" (integers of `chords`) from the level "melody" (MIDI number, 0 = rest).
 
     One triad a half bar of 4/4: the major or minor triad that its melody notes speak for most, by how long they sound;
     triads made of notes that the melody uses much are preferred, so that a leaning note does not leave the key. Silence
@@ -31,14 +31,14 @@ def guessed_chords(song: Song) -> dict[str, Level]:
     heard = np.add.reduceat(classes, starts, axis=0)
     share = classes.sum(0) / max(classes.sum(), 1)
     score = heard @ _weights().T + OWN * span * (share @ (_weights() > 0).T)
-    chord = np.where(heard.any(1), 1 + score.argmax(1), 0)
-    place = np.maximum.accumulate(np.where(chord > 0, np.arange(len(chord)), 0))
+    found = np.where(heard.any(1), TRIADS[score.argmax(1)], 0)
+    place = np.maximum.accumulate(np.where(found > 0, np.arange(len(found)), 0))
     lengths = np.diff([*starts, song.ticks])
-    return {"chord": Level(np.repeat(chord[place], lengths), NAMES, "guessed from the melody, a triad a half bar")}
+    return {"chord": Level(np.repeat(found[place], lengths), NAMES, "guessed from the melody, a triad a half bar")}
 
 
 def _weights() -> np.ndarray:
-    """(24, 12): what each pitch class speaks for each triad, in the order of the ids."""
+    """(24, 12): what each pitch class speaks for each of `TRIADS`."""
     weights = np.full((24, 12), FOREIGN)
     for index in range(24):
         root, minor = divmod(index, 2)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from relpos.tasks.base import Artifact, Metric
+from relpos.tasks.music import chords
 from relpos.tasks.music.baselines import Baseline, Window, fitted
 from relpos.tasks.music.frames import Frames, Place, stacked
 from relpos.tasks.music.metrics import cross_entropy, evaluate
@@ -91,8 +92,13 @@ class Prepared:
             losses[name] = cross_entropy(probability, target)
         rows = self._scores(rolls, at)
         return {
-            name: {"loss": losses[name] * self.written.width, "cell": losses[name], **row} for name, row in rows.items()
+            self._said(name): {"loss": losses[name] * self.written.width, "cell": losses[name], **row}
+            for name, row in rows.items()
         }
+
+    def _said(self, name: str) -> str:
+        """The name of a baseline, with a warning where it sees what the networks do not."""
+        return name + (" (sees the target's past)" if self._fitted[name].sees_past and not self.ahead else "")
 
     def _tracks(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(len(rows), len(self.written.tracks), -1)
@@ -108,18 +114,21 @@ class Prepared:
             bar = song.ticks_per_quarter * 4 * song.meters[0][1] // song.meters[0][2]
             phase = int(song.labels(start, start + 1)["beat"][0]) if "beat" in song.levels else start
             yield Window(
-                read.reshape(place.length, -1), target.reshape(place.length, -1), labels, bar, song.ticks_per_quarter,
-                chroma_table(song), None if before is None else before.reshape(self.ahead, -1),
-                phase % song.ticks_per_quarter,
+                read.reshape(place.length, -1), target.reshape(place.length, -1), labels, ticks_per_bar=bar,
+                ticks_per_beat=song.ticks_per_quarter, chords=chroma_table(song),
+                before=None if before is None else before.reshape(self.ahead, -1), phase=phase % song.ticks_per_quarter,
             )  # fmt: skip
 
 
 def chroma_table(song: Song) -> np.ndarray | None:
     """(labels, 12) bool, the pitch classes of each chord label; None where the song's chords have no names."""
-    from relpos.tasks.music.chords import classes_of
-
     level = song.levels.get("chord")
-    return None if level is None or not level.names else np.stack([classes_of(name) for name in level.names])
+    return None if level is None or not level.names else _classes(level.names)
+
+
+@lru_cache(maxsize=16)
+def _classes(names: tuple[str, ...]) -> np.ndarray:
+    return np.stack([chords.classes(name) for name in names])
 
 
 def best_threshold(probability: np.ndarray, target: np.ndarray, thresholds: Sequence[float]) -> float:

@@ -78,6 +78,8 @@ class RollTask:
             raise ValueError(f"ticks and quarters are at least 1, got {ticks} and {quarters}")
         self.data, self.path, self.ticks, self.labels, self.quarters = data, path, ticks, labels, quarters
         self.train_length = ticks * quarters
+        if labels == "oracle":  # every report of such a run opens with it
+            self.title = f"{type(self).title} [ORACLE LABELS: some were computed from what is predicted]"
         self._given = songs
         self._loaded: judging.Prepared | None = None
 
@@ -105,7 +107,8 @@ class RollTask:
         if found is None:
             from relpos.tasks.music import sets
 
-            found = sets.load(self.data, path=self.path, ticks=self.ticks, progress=progress)
+            where = {} if self.path is None else {"path": self.path}
+            found = sets.load(self.data, ticks=self.ticks, progress=progress, **where)
         self._loaded = self._prepared(found)
 
     def _prepared(self, found: Any) -> judging.Prepared:
