@@ -86,6 +86,34 @@ def test_a_note_is_given_up_where_another_needs_it() -> None:
     assert match_notes(prediction, target, tolerance=1, length_ratio=0.0).matched == 2
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_matching_of_many_notes_is_the_largest(seed) -> None:
+    """A crowd in which most notes have several to choose from, against the textbook's recursion."""
+    random = np.random.default_rng(seed)
+    prediction, target = (
+        np.stack([random.integers(0, 6, 20), random.integers(1, 6, 20), np.full(20, 60), np.zeros(20, int)], axis=1)
+        for _ in range(2)
+    )
+    allowed = [
+        [j for j, b in enumerate(prediction) if abs(a[0] - b[0]) <= 1 and abs(a[0] + a[1] - b[0] - b[1]) <= 1]
+        for a in target
+    ]
+    owner: dict[int, int] = {}
+
+    def place(note: int, tried: set[int]) -> bool:
+        for candidate in allowed[note]:
+            if candidate not in tried:
+                tried.add(candidate)
+                if candidate not in owner or place(owner[candidate], tried):
+                    owner[candidate] = note
+                    return True
+        return False
+
+    expected = sum(place(note, set()) for note in range(20))
+    found = match_notes(prediction, target, tolerance=1, length_ratio=0.0, length_tolerance=1)
+    assert found.matched == expected
+
+
 def test_precision_recall_and_f1() -> None:
     target = melody(60, 62, 64, 65)
     prediction = melody(60, 62, 63, 65, 67)
