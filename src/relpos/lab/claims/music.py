@@ -222,7 +222,7 @@ def _section(part: Part, full: Results, rest: Results | None) -> list[str]:
         f"Labels: {labels}.{leaks}",
         markdown_table("encoding", heads, table),
         f"Nats a tick, {len(full.run.settings.seeds)} seeds, mean ± standard deviation; † one seed; metrics at "
-        f"{lengths[0]} ticks, binarised, definitions of 2024. In italics: what needs no network.",
+        f"{lengths[0]} ticks, binarised; years in brackets: whose definition. In italics: what needs no network.",
         *_warned(part, full),
     ]
 

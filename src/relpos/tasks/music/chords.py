@@ -120,6 +120,12 @@ def classes(symbol: str) -> np.ndarray:
     return found
 
 
+def root(symbol: str) -> int:
+    """The pitch class that a symbol names first, -1 where it names none (N, or a bare set of pitch classes)."""
+    found = re.match(_NOTE, symbol)
+    return -1 if found is None or symbol in ("N", "N.C.", "NC") else pitch_class(found[0])
+
+
 def chart(text: str, where: str = "the chord chart") -> list[list[int]]:
     """The chords of each bar. ValueError with ``where``, line and column for an unknown symbol, or for no chords.
 
