@@ -42,6 +42,10 @@ class EncodingCase:
         """What is added to the output for weights p (batch, heads, n_q, n_k)."""
         return 0.0
 
+    def positions(self, index: Tensor) -> Any:
+        """What stands for these integers as q_pos or k_pos: themselves, or labels by level for named positions."""
+        return index
+
     # ---- helpers
 
     def build(self) -> Any:
@@ -58,6 +62,10 @@ class EncodingCase:
 
     def run(self, encoding: Any, q: Tensor, k: Tensor, v: Tensor, content: Tensor, **options: Any) -> Tensor:
         options.setdefault("causal", self.causal)
+        if type(self).positions is not EncodingCase.positions:
+            n_q, n_k = q.shape[2], k.shape[2]
+            for name, start, n in (("q_pos", n_k - n_q, n_q), ("k_pos", 0, n_k)):
+                options[name] = self.positions(options.get(name, torch.arange(start, start + n)))
         return rp.attention(q, k, v, encoding, **self.options(encoding, content), **options)
 
     def expected(self, encoding: Any, q: Tensor, k: Tensor, v: Tensor, content: Tensor, start: int = 0) -> Tensor:

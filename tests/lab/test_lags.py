@@ -51,7 +51,21 @@ def test_the_picture_leaves_the_encoding_as_it_was() -> None:
     assert encoding.training and encoding.slope.dtype == torch.float32 and encoding.slope.grad is None
 
 
-@pytest.mark.parametrize("name", sorted(rp.names()))
+LABELLED = ["non_stationary_rpe", "same_label", "structure_ape", "structure_rpe"]
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_what_depends_on_labels_has_no_picture_by_lag(name: str) -> None:
+    with pytest.raises(LabError, match=r"cannot be drawn: .* takes named positions, .* not on a lag"):
+        initial_picture(name, 2, 8, 6, False, 0, {})
+    if name == "structure_ape":
+        assert "added to the input" in explanation(name, 8, 8, True, 2, 8, "auto", {})
+        return
+    with pytest.raises(LabError, match="takes named positions"):
+        explanation(name, 8, 8, True, 2, 8, "auto", {})
+
+
+@pytest.mark.parametrize("name", sorted(set(rp.names()) - set(LABELLED)))
 def test_every_encoding_can_be_drawn_and_explained(name: str) -> None:
     assert initial_picture(name, 2, 8, 6, False, 0, {}).startswith(b"\x89PNG")
     assert explanation(name, 8, 8, True, 2, 8, "auto", {})

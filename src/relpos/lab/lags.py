@@ -9,6 +9,7 @@ the content. Nothing here knows an encoding by name.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,11 @@ def line_of_positions(encoding: Encoding, count: int) -> Tensor:
         return steps.double()
     if _takes(encoding, Grid):
         return torch.stack([torch.zeros_like(steps), steps], -1)
+    if _takes(encoding, Mapping):
+        raise TypeError(
+            f"{type(encoding).__name__} takes named positions, labels by level, and what it does depends on these "
+            "labels and not on a lag, so there is no picture by lag"
+        )
     allowed = ", ".join(kind.__name__ for kind in encoding.takes)
     raise TypeError(f"{type(encoding).__name__} takes {allowed} positions, for which there is no picture by lag")
 

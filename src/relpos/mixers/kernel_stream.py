@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -115,8 +116,10 @@ class KernelStream:
             if held is not None:
                 held.reorder(rows)
         self._order = self._order.select(rows)
-        if isinstance(self._places, Position) and self._places.batched:
-            self._places = type(self._places)(self._places.values.index_select(0, rows))
+        if isinstance(self._places, Mapping):
+            self._places = {name: _selected(part, rows) for name, part in self._places.items()}
+        elif self._places is not None:
+            self._places = _selected(self._places, rows)
         self._like = (len(rows), *self._like[1:])
 
     def _check_like(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[object, ...]:
@@ -179,7 +182,7 @@ class KernelStream:
 
     def _paired(self, fq: Tensor, fk: Tensor, x: Tensor, new: Positions) -> Tensor:
         """Sums where the bias is not one of lags: from here on, or from the start."""
-        assert isinstance(self.encoding, Bias) and isinstance(new, Position)
+        assert isinstance(self.encoding, Bias)
         places = self._places
         if self._pairs is None and self.length:
             assert self._sums is not None
@@ -221,7 +224,19 @@ def _ones(x: Tensor, fk: Tensor) -> Tensor:
     return x[:, :: x.shape[1] // fk.shape[1], :, -1:]
 
 
-def _joined(held: Positions, new: Position) -> Position:
+def _selected(position: Position, rows: Tensor) -> Position:
+    return type(position)(position.values.index_select(0, rows)) if position.batched else position
+
+
+def _joined(held: Positions, new: Positions) -> Positions:
+    if isinstance(held, Mapping) or isinstance(new, Mapping):
+        if not (isinstance(held, Mapping) and isinstance(new, Mapping)) or held.keys() != new.keys():
+            raise TypeError("the positions of every step have the same names; start a new stream for others")
+        return {name: _one_after(part, new[name]) for name, part in held.items()}
+    return _one_after(held, new)
+
+
+def _one_after(held: Position, new: Position) -> Position:
     if type(held) is not type(new):
         raise TypeError(f"the stream holds {type(held).__name__} positions, this step brings {type(new).__name__}")
     rows = max(p.values.shape[0] if p.batched else 1 for p in (held, new))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import Transform, check_heads, positive
+from relpos.encodings.base import check_heads, positive
 from relpos.encodings.reference import find, need
+from relpos.encodings.transform.points import AtPoints, Levels, joined
 from relpos.encodings.transform.shared import as_heads, axes_of, coordinates, lag_axes, wide
-from relpos.positions import Grid, Index, Labels, Position, Positions, Profiles, Times
-
-Levels = str | Sequence[str] | Mapping[str, int]
-KINDS = (Index, Times, Labels, Grid, Profiles)
+from relpos.positions import Positions, Times
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class FStrIPECodes:
     origin: Tensor
 
 
-class FStrIPE(Transform):
+class FStrIPE(AtPoints):
     """Weighs channel d of q.k by sines of the difference of structural positions p (labels, times, indices, cells).
 
         unpooled: q'_i . k'_j = sum_d q_id k_jd P_d(i, j)
@@ -40,6 +38,8 @@ class FStrIPE(Transform):
     pooled     True, the published method: the channels of a head are summed, 2 F come out. Then products of two
                channels do not cancel, and the logit is not a function of the difference alone; the phases, random at
                the start, make it one in the mean. False: concatenated, 2 F dim channels, exact and relative
+    phases     False: none, fixed at 0. With features=1 and pooled=False this is F-StrIPE-1 of "Of All StrIPEs",
+               q'_i . k'_j = sum_d q_id k_jd cos(2 pi freq_d . (p_i - p_j)), where projections can absorb the gains
     frequencies (heads, dim, features, axes), cycles a unit of the position; gains, query_phases and key_phases
     (heads, dim, features). At the start P_d(i, i) = 1, and most periods are 20 to 600 units long.
 
@@ -49,8 +49,6 @@ class FStrIPE(Transform):
     code was published; the start of the parameters is ours, near that of SPE.
     """
 
-    side = "before"
-    takes = (*KINDS, Mapping)
     extrapolates = True
     reference = """@inproceedings{agarwal2025fstripe,
   title={F-StrIPE: Fast Structure-Informed Positional Encoding for Symbolic Music Generation},
@@ -65,19 +63,21 @@ class FStrIPE(Transform):
         features: int = 8,
         pooled: bool = True,
         generator: torch.Generator | None = None,
+        phases: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.dim, self.features = check_heads(heads), positive("dim", dim), positive("features", features)
-        self.levels, self.pooled = _levels(level), bool(pooled)
-        self.axes = sum(self.levels.values())
+        self._read(level)
+        self.pooled = bool(pooled)
         options: dict[str, Any] = {"generator": generator, "device": None if generator is None else generator.device}
         shape = (heads, dim, features)
         slow = torch.sigmoid(torch.randn(*shape, self.axes, **options) - 4) / 2
         sign = torch.rand(*shape, self.axes, **options) < 0.5
         self.frequencies = nn.Parameter(torch.where(sign, slow, -slow))
         self.gains = nn.Parameter(torch.ones(shape, device=options["device"]))
-        phases = 2 * math.pi * torch.rand(shape, **options)
-        self.query_phases, self.key_phases = nn.Parameter(phases), nn.Parameter(phases.clone())
+        self.phases = bool(phases)
+        start = 2 * math.pi * torch.rand(shape, **options) * self.phases
+        self.query_phases, self.key_phases = (nn.Parameter(x, self.phases) for x in (start, start.clone()))
 
     @classmethod
     def from_reference(cls, arrays: Mapping[str, Any], level: Levels | None = None, pooled: bool = True) -> FStrIPE:
@@ -125,11 +125,6 @@ class FStrIPE(Transform):
         phase, gain = ((x.double().view(shape)) for x in (self.query_phases - self.key_phases, self.gains))
         return (gain.square() * (turn + phase).cos()).mean(-1)
 
-    def check_positions(self, *positions: Positions) -> None:
-        super().check_positions(*positions)
-        for position in positions:
-            self._axes(position)
-
     def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> FStrIPECodes:
         """The first key's time where an axis is one of Times, 0 on the others."""
         self.check_positions(q_pos, k_pos)
@@ -139,7 +134,7 @@ class FStrIPE(Transform):
             else torch.zeros(1, axes_of(part), dtype=torch.float64, device=part.values.device)
             for part in self._axes(k_pos)
         ]
-        return FStrIPECodes(_joined(origins))
+        return FStrIPECodes(joined(origins))
 
     def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: FStrIPECodes | None = None) -> Tensor:
         return self._encoded(q, q_pos, codes, self.query_phases)
@@ -147,35 +142,14 @@ class FStrIPE(Transform):
     def encode_k(self, k: Tensor, k_pos: Positions, scale: float = 1.0, codes: FStrIPECodes | None = None) -> Tensor:
         return self._encoded(as_heads(k, self.heads, "FStrIPE"), k_pos, codes, self.key_phases)
 
-    def _axes(self, positions: Positions) -> list[Position]:
-        """The positions of each level; ValueError or TypeError where they are not what the levels say."""
-        if isinstance(positions, Position):
-            if axes_of(positions) != self.axes:
-                raise ValueError(
-                    f"{type(positions).__name__} positions have {axes_of(positions)} axes, the levels "
-                    f"{', '.join(self.levels)} have {self.axes}; give named positions, a dict by level"
-                )
-            return [positions]
-        missing = [name for name in self.levels if name not in positions]
-        if missing:
-            raise ValueError(f"no positions are named {', '.join(missing)}; there are {', '.join(positions)}")
-        found = [positions[name] for name in self.levels]
-        for part, (name, axes) in zip(found, self.levels.items()):
-            if not isinstance(part, KINDS):
-                raise TypeError(f"level {name!r} is {type(part).__name__}, whose difference is no vector")
-            if axes_of(part) != axes:
-                raise ValueError(f"level {name!r} has {axes_of(part)} axes, the encoding was built for {axes}")
-        return found
-
     def _encoded(self, x: Tensor, positions: Positions, codes: FStrIPECodes | None, phases: Tensor) -> Tensor:
         self.check_positions(positions)
         if x.shape[1] != self.heads or x.shape[-1] != self.dim:
             raise ValueError(
                 f"FStrIPE was built for {self.heads} heads of width {self.dim}, got {x.shape[1]} of {x.shape[-1]}"
             )
-        points = _joined([coordinates(part) for part in self._axes(positions)])
+        points = self._points(positions)
         points = points if codes is None else points - codes.origin
-        points = points if points.dim() == 3 else points.unsqueeze(0)
         turn = torch.einsum("bna,hdfa->bhndf", 2 * math.pi * points, self.frequencies.double())
         angle = turn + phases.double().unsqueeze(1)
         values = wide(x)
@@ -191,20 +165,3 @@ class FStrIPE(Transform):
         return (
             f"heads={self.heads}, dim={self.dim}, levels={self.levels}, features={self.features}, pooled={self.pooled}"
         )
-
-
-def _levels(level: Levels) -> dict[str, int]:
-    if isinstance(level, str):
-        return {level: 1}
-    levels = dict(level) if isinstance(level, Mapping) else dict.fromkeys(level, 1)
-    if not levels or not all(isinstance(name, str) for name in levels) or len(levels) != len(level):
-        raise ValueError(f"level is a name, several different ones, or {{name: axes}}; got {level!r}")
-    return {name: positive(f"the axes of {name!r}", axes) for name, axes in levels.items()}
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Axes side by side: parts (n, a) or (batch, n, a)."""
-    batch = max((part.shape[0] for part in parts if part.dim() == 3), default=0)
-    if batch:
-        parts = [part.expand(batch, -1, -1) for part in parts]
-    return torch.cat(parts, -1)
