@@ -77,7 +77,8 @@ def test_honest_labels_do_not_depend_on_what_is_written(name: str, songs: sets.S
     ]
     songs = replace(songs, songs=read_off)
     task = made(name, songs)
-    assert ("chord" in task.levels()) == (name == "accompaniment")  # there it is guessed from the melody
+    assert task.levels()["chord"].startswith("guessed from the melody")
+    assert ("late" in task.levels()["chord"]) == (name == "next-step")  # whose melody is not known yet
     assert all(not level.from_target for each in task.prepared.songs for n, level in each.levels.items())
     oracle = made(name, songs, labels="oracle")
     leaking = [n for n, level in songs.songs[0].levels.items() if level.from_target]
@@ -200,6 +201,8 @@ def test_guessed_chords_move_with_the_melody_and_know_silence() -> None:
     assert (held.values == held.values[0]).all()  # silence keeps the chord
     bare = song([60])
     assert guessed_chords(replace(bare, levels={})) == {}
+    now, later = (guessed_chords(song([60, 64, 69, 72, 62, 65]), late)["chord"].values for late in (0, 1))
+    assert np.array_equal(later[8:], now[:-8]) and not later[:8].any()
 
 
 def test_the_threshold_with_the_best_f1() -> None:

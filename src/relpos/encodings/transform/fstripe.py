@@ -150,16 +150,23 @@ class FStrIPE(AtPoints):
             )
         points = self._points(positions)
         points = points if codes is None else points - codes.origin
-        turn = torch.einsum("bna,hdfa->bhndf", 2 * math.pi * points, self.frequencies.double())
-        angle = turn + phases.double().unsqueeze(1)
         values = wide(x)
-        waves = torch.cat((angle.cos(), angle.sin()), -1).to(values.dtype)  # (batch or 1, heads, n, dim, 2 F)
-        gains = wide(self.gains).to(values.dtype) * self.features**-0.5
-        waves = waves * torch.cat((gains, gains), -1).unsqueeze(1)
+        # Labels repeat: sines are made once for each distinct point.
+        distinct, place = torch.unique(points.flatten(0, 1), dim=0, return_inverse=True)
+        waves = self._waves(distinct, phases, values.dtype)[place].view(*points.shape[:2], self.heads, self.dim, -1)
         if self.pooled:
             waves = waves.expand(x.shape[0], *waves.shape[1:])
-            return torch.einsum("bhnd,bhndf->bhnf", values, waves).to(x.dtype)
-        return (values.unsqueeze(-1) * waves).flatten(-2).to(x.dtype)
+            return torch.einsum("bhnd,bnhdf->bhnf", values, waves).to(x.dtype)
+        return (values.unsqueeze(-1) * waves.transpose(1, 2)).flatten(-2).to(x.dtype)
+
+    def _waves(self, points: Tensor, phases: Tensor, dtype: torch.dtype) -> Tensor:
+        """gain [cos, sin] of float64 points (count, axes): (count, heads, dim, 2 F). Angles are float64, and lose their
+        whole turns before the sine of a shorter type is taken."""
+        turns = torch.einsum("na,hdfa->nhdf", points, self.frequencies.double()) + phases.double() / (2 * math.pi)
+        angle = (2 * math.pi * (turns - turns.detach().round())).to(dtype)
+        gains = wide(self.gains).to(dtype) * self.features**-0.5
+        found: Tensor = torch.cat((gains * angle.cos(), gains * angle.sin()), -1)
+        return found
 
     def extra_repr(self) -> str:
         return (

@@ -125,8 +125,8 @@ class AABA:
         arguments: dict[str, Any] = {"dim": 64, "depth": 2, "heads": 2, **options}
         given = dict(arguments.pop("encoding_options", None) or {})
         levels = {"section": self.letters + 1}
-        known = structure_options(encoding, levels, self.train_length, self.train_length, given)
-        return Transformer(self.vocabulary, encoding=encoding, encoding_options=given | known, **arguments)
+        own = structure_options(encoding, levels, self.train_length, self.train_length, given)
+        return Transformer(self.vocabulary, encoding=encoding, encoding_options=own, **arguments)
 
     def batch(self, step: int, seed: int, size: int) -> Batch:
         """(size, n + 1) tokens and labels, a pure function of the arguments."""

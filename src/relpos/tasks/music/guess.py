@@ -13,12 +13,13 @@ FOREIGN, OWN = -0.4, 0.15  # a note outside; a triad whose notes the melody uses
 QUARTERS = 2
 
 
-def guessed_chords(song: Song) -> dict[str, Level]:
+def guessed_chords(song: Song, late: int = 0) -> dict[str, Level]:
     """The level "chord" (integers of `chords`) from the level "melody" (MIDI number, 0 = rest).
 
     One triad a half bar of 4/4: the major or minor triad that its melody notes speak for most, by how long they sound;
     triads made of notes that the melody uses much are preferred, so that a leaning note does not leave the key. Silence
-    keeps the chord before. {} for a song without a melody.
+    keeps the chord before. late: half bars by which it comes later, 1 where the melody of this one is not known yet.
+    {} for a song without a melody.
     """
     melody = song.levels.get("melody")
     if melody is None or not song.ticks:
@@ -33,8 +34,9 @@ def guessed_chords(song: Song) -> dict[str, Level]:
     score = heard @ _weights().T + OWN * span * (share @ (_weights() > 0).T)
     found = np.where(heard.any(1), TRIADS[score.argmax(1)], 0)
     place = np.maximum.accumulate(np.where(found > 0, np.arange(len(found)), 0))
-    lengths = np.diff([*starts, song.ticks])
-    return {"chord": Level(np.repeat(found[place], lengths), NAMES, "guessed from the melody, a triad a half bar")}
+    chords = np.concatenate([np.zeros(late, dtype=np.int64), found[place]])[: len(starts)]
+    source = "guessed from the melody, a triad a half bar" + (f", {late} half bar late" if late else "")
+    return {"chord": Level(np.repeat(chords, np.diff([*starts, song.ticks])), NAMES, source)}
 
 
 def _weights() -> np.ndarray:

@@ -184,11 +184,11 @@ class RollTask:
         data = self.prepared
         arguments: dict[str, Any] = {"dim": 96, "depth": 2, "heads": 4, "dropout": 0.1, "expansion": 2, **options}
         given = dict(arguments.pop("encoding_options", None) or {})
-        known = structure_options(
+        own = structure_options(
             encoding, self._sizes(), self.train_length, self.train_length * max(self.multiples), given
         )
         return FrameTransformer(
-            data.read.width, data.written.width, encoding=encoding, encoding_options=given | known,
+            data.read.width, data.written.width, encoding=encoding, encoding_options=own,
             prior=torch.from_numpy(data.log_odds()), **arguments,
         )  # fmt: skip
 
@@ -290,7 +290,8 @@ def _nats(logits: Tensor, written: Tensor) -> Tensor:
 
 
 class NextStep(RollTask):
-    """The next tick of all tracks, from all tracks up to now."""
+    """The next tick of all tracks, from all tracks up to now. Honest chords are those that the half bar before
+    suggests."""
 
     name = "next-step"
     title = "Music: predict the next tick of every track (piano-roll), with labels of structure"
@@ -300,6 +301,9 @@ class NextStep(RollTask):
         return tuple(range(len(songs[0].tracks)))
 
     written = read
+
+    def honest(self, song: Song) -> Song:
+        return _guessing(super().honest(song), late=1)
 
 
 class Accompaniment(RollTask):
@@ -330,5 +334,9 @@ class Accompaniment(RollTask):
         return tuple(track for track in range(len(songs[0].tracks)) if track not in read)
 
     def honest(self, song: Song) -> Song:
-        kept = super().honest(song)
-        return kept if "chord" in kept.levels else replace(kept, levels={**kept.levels, **guessed_chords(kept)})
+        return _guessing(super().honest(song))
+
+
+def _guessing(song: Song, late: int = 0) -> Song:
+    """The song with chords guessed from its melody, where it has none."""
+    return song if "chord" in song.levels else replace(song, levels={**song.levels, **guessed_chords(song, late)})

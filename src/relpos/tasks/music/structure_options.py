@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from relpos.encodings.registry import entry
 from relpos.tasks.lengths import length_options
 
+PAPERS = ("melody", "chord", "section")  # the levels that the published encodings read
+BASES = {"melody": 7920, "tempo": 9919, "chord": 10001, "section": 11339, "beat": 8353, "bar": 13577, "phrase": 12899}
+"""Of the sines of each level, all different, so that equal numbers of two levels do not look alike; the first four are
+the published ones."""
+
 
 def structure_options(
     encoding: object, levels: Mapping[str, int], train_length: int, longest: int, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options of an encoding given by name: {} for any other.
+    """All options of an encoding: those that were given, and where it goes by name those that the task knows.
 
-    levels   how many labels each level may have, by name, in the order in which they matter. Levels that `given` names
-             are kept, the others are all of these; one that takes a single level gets the first
-    Lengths are those of `relpos.tasks.lengths`.
+    levels   how many labels each level may have, by name
+    given    options of the user; "levels" may be names, as a list or joined by +
+
+    An encoding that takes several levels gets those of its own default that the task has, or all of the task's; with
+    them come the sizes of its tables, or the bases of its sines. One that would read the order of the tokens where
+    nothing is said gets the labels instead. ValueError for a level that the task has not.
     """
-    known: dict[str, Any] = dict(length_options(encoding, train_length, longest))
     if not isinstance(encoding, str):
-        return known
+        return dict(given)
+    options = {**length_options(encoding, train_length, longest), **given}
     wanted = inspect.signature(entry(encoding).load()).parameters
-    if "levels" in wanted:
-        names = given.get("levels", list(levels))
-        named = names if isinstance(names, Mapping) else {name: levels.get(name) for name in _listed(names)}
-        unknown = sorted(set(named) - set(levels) - {"index", "time"})
-        if unknown:
-            raise ValueError(f"this task has the levels {', '.join(levels)}; got {', '.join(unknown)}")
-        sized = given.get("kind") == "learned" and not isinstance(names, Mapping)
-        known["levels"] = named if sized else list(named)
-    elif "level" in wanted and "level" not in given:
-        known["level"] = next(iter(levels))
-    return known
+    if "levels" in wanted and not isinstance(given.get("levels"), Mapping):
+        names = _names(given.get("levels"), _default(wanted["levels"].default, levels), levels)
+        numbers = levels if given.get("kind") == "learned" else BASES
+        options["levels"] = {name: numbers[name] for name in names} if "kind" in wanted else list(names)
+    elif "level" in wanted and (wanted["level"].default == "index" or "level" in given):
+        options["level"] = given.get("level") or list(_default(PAPERS, levels))
+    return options
 
 
-def _listed(names: Any) -> list[str]:
-    return names.split("+") if isinstance(names, str) else list(names)
+def _names(given: Any, default: Iterable[str], levels: Mapping[str, int]) -> list[str]:
+    names = list(default) if given is None else given.split("+") if isinstance(given, str) else list(given)
+    unknown = sorted(set(names) - set(levels))
+    if unknown:
+        raise ValueError(f"this task has the levels {', '.join(levels)}; got {', '.join(unknown)}")
+    return names
+
+
+def _default(wished: Iterable[str], levels: Mapping[str, int]) -> Iterable[str]:
+    return [name for name in wished if name in levels] or levels
