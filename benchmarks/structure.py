@@ -1,0 +1,171 @@
+"""Time and memory of a self-attention layer with labels of structure, against the same layer without any encoding.
+
+    python benchmarks/structure.py [--markdown docs/results/structure.md]
+
+Labels are drawn as in windows of POP909: melody 40 pitches, 26 chords, 5 sections, in runs. Contestants take turns;
+memory is the highest resident size of a fresh process during three forward and backward passes, less what it had with
+the inputs ready. "explicit" is the way of the released code, written here: one (T, T, width) tensor a level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import relpos as rp
+from relpos.encodings.levels import waves
+
+WIDTH, HEADS = 512, 4
+LEVELS = {"melody": (40, 4), "chord": (26, 45), "section": (5, 270)}  # distinct labels, ticks of a run
+BASES = {"melody": 7920.0, "chord": 10001.0, "section": 11339.0}
+NAMES = ("none", "shaw", "structure_rpe", "structure_rpe learned", "non_stationary_rpe", "same_label", "explicit")
+EXPLICIT_LONGEST = 512
+
+
+def labels(n: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, (count, run) in LEVELS.items():
+        drawn = torch.randint(0, count, (-(-n // run),), generator=generator)
+        found[name] = drawn.repeat_interleave(run)[:n]
+    return {"index": torch.arange(n), **found}
+
+
+class Explicit(nn.Module):
+    """Attention with the (T, T, width) tensors of the released code, all heads and levels, causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = rp.SelfAttention(WIDTH, HEADS, causal=True)
+        self.maps = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in LEVELS)
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, q_pos: dict[str, Tensor]) -> Tensor:
+        layer, n, dim = self.layer, x.shape[1], WIDTH // HEADS
+        q, k, v = (f(x).view(1, n, HEADS, dim).transpose(1, 2) for f in (layer.q, layer.k, layer.v))
+        score = q @ k.mT
+        for name, linear in zip(LEVELS, self.maps, strict=True):
+            difference = q_pos[name][:, None] - q_pos[name][None]
+            code = waves(difference.flatten(), WIDTH, BASES[name]).float().view(n, n, WIDTH)
+            p = self.last(linear(code)).view(n, n, dim, HEADS)
+            score = score + torch.einsum("bhtd,tsdh->bhts", q, p)
+        hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
+        weights = (score / dim**0.5).masked_fill(hidden, -torch.inf).softmax(-1)
+        out: Tensor = layer.out((weights @ v).transpose(1, 2).flatten(2))
+        return out
+
+
+def contestant(name: str, n: int, batch: int = 1) -> Callable[[], None]:
+    torch.manual_seed(0)
+    word, *kind = name.split()
+    options = (
+        {"kind": kind[0]} if kind else {"levels": ["melody", "chord", "section"]} if word == "same_label" else None
+    )
+    encoding = None if word in ("none", "explicit") else word
+    if word == "explicit":
+        layer: nn.Module = Explicit()
+    else:
+        layer = rp.SelfAttention(WIDTH, HEADS, encoding, causal=True, encoding_options=options)
+    x, where = torch.randn(batch, n, WIDTH, requires_grad=True), labels(n)
+
+    def work() -> None:
+        layer(x, q_pos=where).square().mean().backward()
+
+    return work
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak(name: str, n: int) -> float:
+    """MiB over what the process had with the inputs ready."""
+    work, before, highest, done = contestant(name, n), resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.0005):
+            highest = max(highest, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(3):
+        work()
+    done.set()
+    watcher.join()
+    return max(highest - before, 0) / 2**20
+
+
+def fresh_peak(name: str, n: int) -> float:
+    command = [sys.executable, __file__, "--peak", name, "--length", str(n)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def times(names: list[str], n: int, rounds: int) -> dict[str, list[float]]:
+    works = {name: contestant(name, n) for name in names}
+    for work in works.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def page(rounds: int) -> str:
+    parts = [
+        "# Attention with labels of structure: time and memory",
+        f"One layer of width {WIDTH}, {HEADS} heads, batch 1, causal, float32, forward and backward, "
+        f"{torch.get_num_threads()} threads; labels in runs: {', '.join(f'{c} {n}' for n, (c, _) in LEVELS.items())}. "
+        "Medians, and the ratio to the layer without encoding, round by round. *explicit* is the way of the released "
+        "code: a tensor of T x T x width a level.",
+    ]
+    for n in (512, 1024, 3072):
+        names = [name for name in NAMES if name != "explicit" or n <= EXPLICIT_LONGEST]
+        spent = times(names, n, rounds if n < 3072 else 5)
+        rows = ["| encoding | time | times none | peak memory | more than none |", "|---|---:|---:|---:|---:|"]
+        base = fresh_peak("none", n)
+        for name in names:
+            ratio = statistics.median(a / b for a, b in zip(spent[name], spent["none"], strict=True))
+            more = fresh_peak(name, n)
+            rows.append(
+                f"| {name} | {1e3 * statistics.median(spent[name]):.1f} ms | {ratio:.2f} | {more:.0f} MiB | "
+                f"{more - base:+.0f} MiB |"
+            )
+        parts += [f"## T = {n}", "\n".join(rows)]
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return "\n\n".join([*parts, f"Machine: {machine}. Command: `python benchmarks/structure.py`."]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, default=512, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--markdown", type=Path)
+    given = parser.parse_args()
+    if given.peak:
+        print(peak(given.peak, given.length))
+        return
+    text = page(given.rounds)
+    print(text)
+    if given.markdown:
+        given.markdown.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
