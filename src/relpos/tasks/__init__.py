@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 _TASKS: dict[str, str] = {
-    "accompaniment": "relpos.tasks.music.rolls:Accompaniment",
+    "accompaniment": "relpos.tasks.music.roll_tasks:Accompaniment",
     "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
-    "next-step": "relpos.tasks.music.rolls:NextStep",
+    "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",
     "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
     "pixels": "relpos.tasks.long_range.pixels:Pixels",
