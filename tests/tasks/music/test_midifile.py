@@ -165,6 +165,7 @@ BROKEN = {
     "cut in the header": (smf.file(1, 480)[:10], "does not begin"),
     "cut in a track": (smf.file(1, 480, smf.NOTE, smf.NOTE)[:-6], r"track 2 of 2 at byte \d+ announces \d+ bytes"),
     "cut between tracks": (smf.file(1, 480, smf.NOTE, announced=3), "3 tracks are announced, 1 are there"),
+    "short header": (b"MThd" + bytes(20), "0 bytes long"),
     "no tracks": (smf.file(1, 480), "no notes"),
     "damaged event": (smf.file(1, 480, smf.NOTE.replace(b"\x90\x3c", b"\x90\xfc")), "damaged"),
     "format 2": (smf.file(2, 480, smf.NOTE), "format 2"),

@@ -259,6 +259,8 @@ def _check_chunks(data: bytes, path: str | Path) -> None:
         what = "is empty" if not data else "does not begin with the 14 bytes of a MIDI header"
         raise ValueError(f"{path} is not a MIDI file: it {what}")
     length, form, count, division = struct.unpack(">IHHH", data[4:14])
+    if length < 6:
+        raise ValueError(f"{path} is a damaged MIDI file: its header says that it is {length} bytes long, not 6")
     if form > 1:
         raise ValueError(f"{path} is a MIDI file of format {form}; formats 0 and 1 are read: save it as format 1")
     if division & 0x8000:

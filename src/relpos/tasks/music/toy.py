@@ -85,9 +85,9 @@ def make(
     total = len(form) * bars
     if count < 1 or bars < 1 or total < 2 or ticks < 1:
         raise ValueError(f"at least 1 song of 2 bars, got {count} songs of {len(form)} sections of {bars} bars")
-    if patterns < 2 or not 1 <= letters <= min(patterns, 26):
+    if patterns < 2 or (kind != "aaba" and not 1 <= letters <= min(patterns, 26)):
         raise ValueError(f"patterns must be 2 or more and letters 1 to that, 26 at most, got {patterns} and {letters}")
-    if not 1 <= lag < total or not 0 <= fresh <= 1:
+    if kind == "lag" and not (1 <= lag < total and 0 <= fresh <= 1):
         raise ValueError(f"lag must be 1 to {total - 1} and fresh 0 to 1, got {lag} and {fresh}")
     draw = np.random.default_rng([seed, KINDS.index(kind)])
     table = draw.permutation(patterns)[:letters]
