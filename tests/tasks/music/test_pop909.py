@@ -12,6 +12,7 @@ import pytest
 
 from relpos.tasks.music import pop909, pop909_files, pop909_windows, sets
 from relpos.tasks.music.song import Song
+from tests.tasks.music import smf
 
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURE = ROOT / "tests" / "golden" / "music_fixture"
@@ -132,6 +133,46 @@ def same(a: Song, b: Song) -> bool:
     )
 
 
+def made(root: Path, start: int, times: list[tuple[int, int]]) -> Path:
+    """A data set of one song: a note of the melody at each (begin, end) of 480 a quarter, one bar of A and one of B."""
+    events, at = [(0, smf.name("MELODY"))], 0
+    for begin, end in times:
+        events += [(begin - at, smf.on(0, 60)), (end - begin, smf.off(0, 60))]
+        at = end
+    (root / "POP909" / "001").mkdir(parents=True)
+    (root / "POP909" / "001" / "001.mid").write_bytes(smf.file(1, 480, smf.track(*events)))
+    labels = root / LABELS / "001"
+    labels.mkdir(parents=True)
+    texts = {"human_label1": "A1B1", "melody": "60 32", "tempo": "90", "finalized_chord": "C:maj [0, 4, 7] 0 8 "}
+    for name, text in texts.items():
+        (labels / f"{name}.txt").write_text(text)
+    (root / "startpos.csv").write_text(f"ID,Position,Beats\n1,{start},0\n")
+    return root
+
+
+def test_times_go_to_the_nearest_tick_and_of_two_to_the_even_one(tmp_path: Path) -> None:
+    times = [(0, 30), (44, 60), (75, 104), (105, 106), (135, 164), (166, 200)]  # ticks of 30: 1.5 and 2.5, 3.5, 4.5
+    raw = pop909.read_raw(made(tmp_path, 0, times))[0][0]
+    assert raw.notes[:, :2].tolist() == [[0, 1], [1, 1], [2, 1], [4, 0], [4, 1], [6, 1]]
+    roll, onsets = raw.rolls()
+    assert roll[60].tolist() == [1, 1, 1, 0, 1, 0, 1, 0] and onsets[60].tolist() == [1, 1, 1, 0, 1, 0, 1, 0]
+    song = raw.song(16, ("N",), 1)
+    assert song.notes[:, :2].tolist() == [[0, 1], [1, 1], [2, 1], [4, 1], [6, 1]]  # two on one tick are one
+
+
+@pytest.mark.parametrize("start", [0, 8, 9, 10, 11])
+def test_notes_on_a_bar_line_stay_on_it_on_the_coarse_grid(tmp_path: Path, start: int) -> None:
+    line = 30 * (start + 64)  # where B begins
+    root = made(tmp_path, start, [(0, 30), (line - 300, line - 270), (line, line + 30), (line + 300, line + 1980)])
+    song = pop909.load(root, 4)[0]
+    before, on, _ = song.notes[1:, 0].tolist()
+    section = song.levels["section"]
+    assert [section.names[section.values[tick]] for tick in (before, on - 1, on)] == ["A", "A", "B"]
+    assert (
+        song.levels["beat"].values[on] == 0 and song.levels["bar"].values[on] == song.levels["bar"].values[on - 1] + 1
+    )
+
+
 # --- traps and damage -------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +210,18 @@ def test_damaged_line_is_reported_with_its_file(copy: Path, name: str, text: str
     with pytest.raises(ValueError, match=message) as caught:
         pop909.load(copy)
     assert "902" in str(caught.value)
+
+
+def test_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pop909_main.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"pop909_main\.zip is damaged"):
+        pop909.load(tmp_path)
+    whole = zipped(FIXTURE, tmp_path / "whole") / "hsa_labels.zip"
+    data = bytearray(whole.read_bytes())
+    data[data.find(b"C:maj [0, 4, 7]")] ^= 1
+    whole.write_bytes(data)
+    with pytest.raises(ValueError, match=r"hsa_labels\.zip/POP909/901/finalized_chord\.txt is damaged"):
+        pop909.load(tmp_path / "whole")
 
 
 def test_damaged_midi_and_startpos_are_reported(copy: Path) -> None:

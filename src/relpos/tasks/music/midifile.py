@@ -7,7 +7,8 @@ tick, velocity and controller, and the new notes follow.
 What a grid cannot hold is settled so: onsets and ends go to the nearest tick, a note is at least one tick long, where a
 pitch sounds twice in a track at once the earlier note ends where the later one begins, and of two that begin on one
 tick the longer is kept. The sustain pedal is not looked at: a note is as long as its key is held. A track that
-plays on several channels, or changes its program, becomes a track for each; a track without notes is left out.
+plays on several channels, or changes its program, becomes a track for each. Left out are tracks without notes, notes
+that never end, system-exclusive messages, and the silence after the last note.
 """
 
 from __future__ import annotations
