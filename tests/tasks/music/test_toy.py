@@ -41,8 +41,8 @@ def test_equal_seeds_equal_songs_and_other_seeds_others() -> None:
 def test_patterns_differ_and_their_melody_is_of_the_chord() -> None:
     from relpos.tasks.music.chords import TABLE
 
-    bars = [toy.pattern(number) for number in range(64)]
-    assert len({tuple(sorted(notes)) for notes, _ in bars}) == 64
+    bars = [toy.pattern(number) for number in range(toy.MOST)]
+    assert len({tuple(sorted(notes)) for notes, _ in bars}) == toy.MOST
     for notes, chord in bars:
         assert all(TABLE[chord, pitch % 12] for _, _, pitch, track, _ in notes if track == 0)
         assert sum(length for _, length, _, track, _ in notes if track == 0) == 16
@@ -53,6 +53,10 @@ def test_label_decides_and_nothing_else_does() -> None:
     assert made.optimum == 0 and made.blind == pytest.approx(math.log(4))
     tokens, labels = np.stack(made.tokens), np.stack(made.labels)
     assert all(len(set(tokens[labels == letter])) == 1 for letter in range(4))
+    other = toy.make(9, seed=1, kind="label", bars=8, letters=4)  # what one set taught holds in another
+    assert {(l, t) for l, t in zip(labels.flat, tokens.flat)} == set(
+        zip(np.concatenate(other.labels).tolist(), np.concatenate(other.tokens).tolist())
+    )
     for lag in (1, 2, 4, 8):  # chance: a quarter
         assert abs((tokens[:, lag:] == tokens[:, :-lag]).mean() - 0.25) < 0.02
 
@@ -102,6 +106,7 @@ def test_section_returns_note_for_note() -> None:
     [
         ({"kind": "rondo"}, "unknown kind"),
         ({"count": 0}, "at least 1 song"),
+        ({"patterns": 193}, "at most 192 patterns"),
         ({"form": "A4B4"}, "form must be letters"),
         ({"kind": "label", "letters": 9}, "letters 1 to that"),
         ({"kind": "lag", "lag": 16}, "lag must be 1 to 15"),
