@@ -21,6 +21,7 @@ from relpos.tasks.music.song import Level, Song
 from relpos.tasks.music.structure import SECTIONS
 
 ALIKE = 0.75  # least share of two phrases' steps that agree
+_LIKENESS = "likeness of the soprano's phrases between fermatas"
 _CHOIR = 52
 _VELOCITY = 80
 _TEMPO = 80.0
@@ -76,7 +77,9 @@ def song(piece: Piece, group: str = "") -> Song:
         "bar": Level(piece.bar.astype(np.int64), source="bars of the score"),
         "beat": Level(piece.beat.astype(np.int64), source="bars of the score"),
         "phrase": Level(phrase, source="fermatas of the soprano"),
-        "section": Level(letters(piece, phrase), SECTIONS, "likeness of the soprano's phrases between fermatas"),
+        "section": Level(
+            letters(piece, phrase), SECTIONS, "likeness of the soprano's phrases between fermatas", from_melody=True
+        ),
         "melody": Level(np.where(soprano == SILENT, 0, soprano), source="soprano of the score"),
         "chord": Level(pitch_classes(piece), source="pitch classes of all voices in the quarter", from_target=True),
     }
@@ -136,11 +139,6 @@ def pitch_classes(piece: Piece) -> np.ndarray:
     found = np.zeros(piece.ticks + 1, dtype=np.int64)
     np.bitwise_or.at(found, quarter, np.bitwise_or.reduce(masks, axis=1))
     return found[quarter]
-
-
-def mask_table() -> np.ndarray:
-    """(4096, 12) bool, the pitch classes of every integer of the level "chord"."""
-    return (np.arange(4096)[:, None] >> np.arange(12) & 1).astype(bool)
 
 
 def _meters(piece: Piece) -> tuple[tuple[int, int, int], ...]:

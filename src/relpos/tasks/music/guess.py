@@ -36,7 +36,7 @@ def guessed_chords(song: Song, late: int = 0) -> dict[str, Level]:
     place = np.maximum.accumulate(np.where(found > 0, np.arange(len(found)), 0))
     chords = np.concatenate([np.zeros(late, dtype=np.int64), found[place]])[: len(starts)]
     source = "guessed from the melody, a triad a half bar" + (f", {late} half bar late" if late else "")
-    return {"chord": Level(np.repeat(chords, np.diff([*starts, song.ticks])), NAMES, source)}
+    return {"chord": Level(np.repeat(chords, np.diff([*starts, song.ticks])), NAMES, source, from_melody=not late)}
 
 
 def _weights() -> np.ndarray:

@@ -22,14 +22,17 @@ class Level:
     values       (ticks,) int64
     names        what the integers mean, by integer; () where they are numbers (a pitch, a bar)
     source       in words: "fermatas of the score", "annotation by hand", "estimated by self-similarity"
-    from_target  whether it was computed from what a task may have to predict (chords read off the accompaniment): a
-                 table that uses such a level says so
+    from_target  whether it was computed from what an accompaniment is to be (chords read off it): a table that uses
+                 such a level says so
+    from_melody  whether it was computed from the melody, also from what of it is still to come: honest where the melody
+                 is given, not where it is to be predicted
     """
 
     values: np.ndarray
     names: tuple[str, ...] = ()
     source: str = "given"
     from_target: bool = False
+    from_melody: bool = False
 
 
 @dataclass(frozen=True)
