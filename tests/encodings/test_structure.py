@@ -61,23 +61,26 @@ def make(kind: str = "sine", levels: Any = ("melody", "chord", "section"), **opt
 
 @pytest.mark.parametrize("kind", ["sine", "learned"])
 def test_every_form_of_the_score_agrees(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors of differences, channels over labels, channels over keys, tables merged or not: values and gradients."""
+    """Distinct differences, all in a range, channels over labels; tables merged or not: values and gradients."""
     named, found, forms, multiplied = song(37, rows=(2,)), [], set(), []
     table = _structure.Scores._table
     monkeypatch.setattr(_structure.Scores, "_table", lambda *given: multiplied.append(setting) or table(*given))
-    settings: list[dict[str, int]] = [{}, {"MERGED": 1}, {"PAIRS": 0}, {"PAIRS": 0, "MERGED": 1}]
+    none = {"PAIRS": 0, "SPAN": 0}
+    settings: list[dict[str, int]] = [{}, {"MERGED": 1}, {"PAIRS": 0}, none, none | {"MERGED": 1}]
     for setting in settings:
-        for name, value in ({"MERGED": 512, "PAIRS": 2**16} | setting).items():
+        for name, value in ({"MERGED": 512, "PAIRS": 2**16, "SPAN": 2**12} | setting).items():
             monkeypatch.setattr(_structure, name, value)
-        encoding = make(kind)
+        monkeypatch.setattr(_structure.Scores, "_is_cheap", lambda *_: True)
+        encoding = make(kind, {"melody": None, "chord": 20.0, "section": 5.0})
         qkv = [x.requires_grad_() for x in inputs(37, batch=2)]
         positions = {name: Labels(x) for name, x in named.items()}
         forms.add(tuple(sorted(encoding.prepare(*qkv[:2], positions, positions))))
         out = rp.attention(*qkv, encoding, q_pos=named, k_pos=named, causal=True, kernel="tiled")
         leaves = [*qkv, *encoding.parameters()]
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    assert len(forms) == (3 if kind == "learned" else 2)  # names of the states: tables of labels are alike
-    assert multiplied and not any("PAIRS" in setting for setting in multiplied)
+    assert len(forms) == 2  # names of the states
+    assert none not in multiplied if kind == "sine" else none in multiplied
+    assert {} in multiplied and {"PAIRS": 0} in multiplied
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-10)

@@ -101,7 +101,7 @@ class NonStationaryRPE(StructureRPE):
         terms = [str(name) for name in found.arrays.get("emb_order", ())]
         if as_released and terms:
             encoding.twice = tuple(
-                name for name in encoding.timed if not any("elapsed" in term and name in term for term in terms)
+                name for name in encoding.timed if not any(term.startswith(f"{name} elapsed") for term in terms)
             )
         with torch.no_grad():
             own_clocks = [encoding.clocks[encoding.timed.index(name)] for name in clocks]
