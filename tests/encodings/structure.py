@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+Named = dict[str, Tensor]
 Vector = Callable[[int, int, int], Tensor | None]
 CLOCK = {"chord": 9919.0, "section": 24149.0}
 
 
 def golden(name: str) -> dict[str, Any]:
-    with np.load(GOLDEN / f"music_{name}.npz") as arrays:
+    with np.load(GOLDEN / name) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
@@ -112,3 +113,24 @@ def nsrpe(encoding: Any, q: Tensor, whole: Mapping[str, Tensor], q0: int, k0: in
             vector = of_clock(clock, CLOCK[name], mine, other, taus, q0, k0, lag)
             total = total + added(encoding, q, mine, other, vector)
     return total
+
+
+def few(index: Tensor) -> Named:
+    """Few labels, in runs; the last axis is the sequence. Floats pass, to be refused."""
+    if index.is_floating_point():
+        return {"chord": index, "section": index}
+    return {"chord": (index // 2).remainder(3) * 3 - 2, "section": (index // 5).remainder(3)}
+
+
+def inputs(n: int, heads: int = 2, dim: int = 4, batch: int = 1, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    g = torch.Generator().manual_seed(n)
+    return [torch.randn(batch, heads, n, dim, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+def song(n: int, seed: int = 0, rows: tuple[int, ...] = ()) -> Named:
+    g = torch.Generator().manual_seed(seed)
+    named = {}
+    for name, low, high, run in (("melody", 42, 98, 2), ("chord", 0, 395, 4), ("section", 0, 10, 11)):
+        few = torch.randint(low, high, (*rows, n // run + 1), generator=g)
+        named[name] = few.repeat_interleave(run, -1)[..., :n]
+    return named

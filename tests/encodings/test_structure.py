@@ -10,23 +10,14 @@ from torch import Tensor
 
 import relpos as rp
 from relpos.encodings.content import _structure
-from relpos.encodings.content.non_stationary import segment_clock
 from relpos.encodings.levels import distinct
 from relpos.mixers.stream import Stream
 from relpos.positions import Labels
 from tests.core.test_memory import Largest
 from tests.encodings.case import EncodingCase
-from tests.encodings.structure import nsrpe, srpe, tau
+from tests.encodings.structure import Named, few, inputs, song, srpe
 
-Named = dict[str, Tensor]
 TILE = 2 * 256 * 1024 * 8  # bytes of one tile of scores of two heads, or of places of one, int64
-
-
-def few(index: Tensor) -> Named:
-    """Few labels, in runs; the last axis is the sequence. Floats pass, to be refused."""
-    if index.is_floating_point():
-        return {"chord": index, "section": index}
-    return {"chord": (index // 2).remainder(3) * 3 - 2, "section": (index // 5).remainder(3)}
 
 
 class TestSines(EncodingCase):
@@ -63,76 +54,33 @@ class TestClocksAsLabels(TestSines):
         return {"chord": index, "section": 3 * index + 7}
 
 
-class TestNonStationary(EncodingCase):
-    name = "non_stationary_rpe"
-    heads, dim = 2, 2
-    exact_shift = False
-    level = "both"
-
-    def make(self) -> Any:
-        return rp.encodings.NonStationaryRPE(self.heads, self.heads * self.dim, self.level)  # type: ignore[arg-type]
-
-    def positions(self, index: Tensor) -> Any:
-        return few(index)
-
-    def truth(self, encoding: Any, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, content: Tensor) -> Tensor:
-        start = min(int(q_pos[0]), int(k_pos[0]))
-        whole = few(torch.arange(start, max(int(q_pos[-1]), int(k_pos[-1])) + 1))
-        return nsrpe(encoding, q, whole, int(q_pos[0]) - start, int(k_pos[0]) - start, len(q_pos), len(k_pos))
-
-
-def inputs(n: int, heads: int = 2, dim: int = 4, batch: int = 1, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    g = torch.Generator().manual_seed(n)
-    return [torch.randn(batch, heads, n, dim, generator=g, dtype=torch.float64).to(dtype) for _ in range(3)]
-
-
 def make(kind: str = "sine", levels: Any = ("melody", "chord", "section"), **options: Any) -> Any:
     torch.manual_seed(3)
     return rp.encodings.StructureRPE(2, 8, levels, kind, **options).double()
 
 
-def song(n: int, seed: int = 0, rows: tuple[int, ...] = ()) -> Named:
-    g = torch.Generator().manual_seed(seed)
-    named = {}
-    for name, low, high, run in (("melody", 42, 98, 2), ("chord", 0, 395, 4), ("section", 0, 10, 11)):
-        few = torch.randint(low, high, (*rows, n // run + 1), generator=g)
-        named[name] = few.repeat_interleave(run, -1)[..., :n]
-    return named
-
-
-@pytest.mark.parametrize("level", ["chord", "section", "both"])
-@pytest.mark.parametrize("as_released", [False, True])
-@pytest.mark.parametrize("kernel", ["dense", "tiled"])
-def test_ns_rpe_by_its_formula(level: Any, as_released: bool, kernel: str) -> None:
-    torch.manual_seed(1)
-    encoding = rp.encodings.NonStationaryRPE(2, 8, level, as_released).double()
-    q, k, v = inputs(13)
-    named = {"chord": torch.tensor([1, 1, 4, 4, 4, 1, 2, 2, 2, 1, 1, 1, 9]), "section": torch.arange(13) // 5 % 2}
-    got = rp.attention(q, k, v, encoding, q_pos=named, k_pos=named, causal=True, kernel=kernel)
-    score = q @ k.mT / 2 + nsrpe(encoding, q, named, 0, 0, 13, 13)
-    want = score.masked_fill(torch.ones(13, 13).triu(1) > 0, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("kind", ["sine", "learned"])
 def test_every_form_of_the_score_agrees(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors of differences, channels over labels, channels over keys, tables merged or not: values and gradients."""
+    """Distinct differences, all in a range, channels over labels; tables merged or not: values and gradients."""
     named, found, forms, multiplied = song(37, rows=(2,)), [], set(), []
     table = _structure.Scores._table
     monkeypatch.setattr(_structure.Scores, "_table", lambda *given: multiplied.append(setting) or table(*given))
-    settings: list[dict[str, int]] = [{}, {"MERGED": 1}, {"PAIRS": 0}, {"PAIRS": 0, "MERGED": 1}]
+    none = {"PAIRS": 0, "SPAN": 0}
+    settings: list[dict[str, int]] = [{}, {"MERGED": 1}, {"PAIRS": 0}, none, none | {"MERGED": 1}]
     for setting in settings:
-        for name, value in ({"MERGED": 512, "PAIRS": 2**16} | setting).items():
+        for name, value in ({"MERGED": 512, "PAIRS": 2**16, "SPAN": 2**12} | setting).items():
             monkeypatch.setattr(_structure, name, value)
-        encoding = make(kind)
+        monkeypatch.setattr(_structure.Scores, "_is_cheap", lambda *_: True)
+        encoding = make(kind, {"melody": None, "chord": 20.0, "section": 5.0})
         qkv = [x.requires_grad_() for x in inputs(37, batch=2)]
         positions = {name: Labels(x) for name, x in named.items()}
         forms.add(tuple(sorted(encoding.prepare(*qkv[:2], positions, positions))))
         out = rp.attention(*qkv, encoding, q_pos=named, k_pos=named, causal=True, kernel="tiled")
         leaves = [*qkv, *encoding.parameters()]
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
-    assert len(forms) == (3 if kind == "learned" else 2)  # names of the states: tables of labels are alike
-    assert multiplied and not any("PAIRS" in setting for setting in multiplied)
+    assert len(forms) == 2  # names of the states
+    assert none not in multiplied if kind == "sine" else none in multiplied
+    assert {} in multiplied and {"PAIRS": 0} in multiplied
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-10)
@@ -222,33 +170,6 @@ def test_constant_labels_are_no_encoding(kind: str) -> None:
     torch.testing.assert_close(outputs(make(kind), named, 9), outputs(None, named, 9), rtol=0, atol=1e-13)
 
 
-def test_constant_labels_make_ns_rpe_a_clock() -> None:
-    """One segment: the row of a query depends on the lag alone, up to what is the same for all its keys."""
-    torch.manual_seed(0)
-    encoding = rp.encodings.NonStationaryRPE(2, 8, "chord").double()
-    q, k, _ = inputs(12)
-    q, k = q[:, :, :1].expand(-1, -1, 12, -1), k[:, :, :1].expand(-1, -1, 12, -1)
-    one_hot = torch.eye(12, dtype=torch.float64).expand(1, 2, 12, 12)
-    named = {name: torch.zeros(12, dtype=torch.int64) for name in ("chord", "section")}
-    logits = rp.attention(q, k, one_hot, encoding, q_pos=named, k_pos=named).log()
-    change = logits - logits.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # against the key at lag 0
-    torch.testing.assert_close(change[..., 1:, 1:], change[..., :-1, :-1], rtol=0, atol=1e-10)
-    assert change.abs().max() > 0.01
-
-
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=12))
-def test_segment_clocks(labels: list[int]) -> None:
-    """0 where a segment begins, its length less one at its end, also for segments of one tick."""
-    for early in (False, True):
-        assert segment_clock(torch.tensor([labels]), early)[0].tolist() == tau(labels, early)
-
-
-def test_segment_clocks_by_hand() -> None:
-    labels = torch.tensor([[1, 1, 1, 1, 4, 4, 4, 2, 7, 7, 5]])
-    assert segment_clock(labels)[0].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 0, 1, 0]
-    assert segment_clock(labels, True)[0].tolist() == [0, 1, 2, 0, 1, 2, 0, 0, 1, 0, 1]
-
-
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=5, max_size=5), min_size=1, max_size=3))
 def test_distinct_labels(rows: list[list[int]]) -> None:
     codes = torch.tensor(rows)
@@ -306,23 +227,6 @@ def test_decoding_in_chunks(name: str, index: bool) -> None:
         out = stream.step(q[:, :, part], k[:, :, part], v[:, :, part], position=chunk)
         torch.testing.assert_close(out, whole[:, :, part], rtol=0, atol=1e-12)
         start += size
-
-
-def test_clock_of_queries_inside_the_keys() -> None:
-    """By index positions queries may stand anywhere; without them, labels that are not the last ones tell."""
-    encoding, named = encodings()["ns"], song(20)
-    named["index"] = torch.arange(20)
-    q, k, v = inputs(20)
-    whole = rp.attention(q, k, v, encoding, q_pos=named, k_pos=named, causal=True)
-    part = {level: x[4:9] for level, x in named.items()}
-    got = rp.attention(q[:, :, 4:9], k, v, encoding, q_pos=part, k_pos=named, causal=True)
-    torch.testing.assert_close(got, whole[:, :, 4:9], rtol=0, atol=1e-12)
-    del part["index"]
-    with pytest.raises(ValueError, match='give "index" positions'):
-        rp.attention(q[:, :, 4:9], k, v, encoding, q_pos=part, k_pos=named)
-    far = {level: x[:3] + (50 if level == "index" else 0) for level, x in named.items()}
-    with pytest.raises(ValueError, match="are missing"):
-        rp.attention(q[:, :, :3], k, v, encoding, q_pos=far, k_pos=named)
 
 
 @pytest.mark.parametrize("name", list(encodings()))

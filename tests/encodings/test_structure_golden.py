@@ -53,7 +53,7 @@ def close(got: Tensor, want: Any) -> None:
 
 
 def test_ape_of_sines() -> None:
-    arrays = golden("sape_sine")
+    arrays = golden("music_sape_sine.npz")
     x, named = torch.as_tensor(arrays["x"]), labels(arrays)
     encoding = rp.encodings.StructureAPE.from_reference(arrays)
     assert list(encoding.levels) == ["tempo", "section", "chord", "melody"] and encoding.kind == "sine"
@@ -67,7 +67,7 @@ def test_ape_of_sines() -> None:
 
 
 def test_rpe_of_sines() -> None:
-    arrays = golden("srpe_sine")
+    arrays = golden("music_srpe_sine.npz")
     encoding = rp.encodings.StructureRPE.from_reference(arrays)
     assert encoding.levels == {"melody": 7920.0, "chord": 10001.0, "section": 11339.0} and encoding.heads == 4
     q = torch.as_tensor(arrays["q"]).transpose(1, 2)
@@ -85,7 +85,7 @@ def test_rpe_of_sines() -> None:
 
 
 def test_ns_rpe_as_released() -> None:
-    arrays = golden("nsrpe_section")
+    arrays = golden("music_nsrpe_section.npz")
     encoding = rp.encodings.NonStationaryRPE.from_reference(arrays, as_released=True)
     assert encoding.level == "section"
     q = torch.as_tensor(arrays["q"]).transpose(1, 2)
@@ -94,7 +94,7 @@ def test_ns_rpe_as_released() -> None:
 
 
 def test_ns_rpe_corrected() -> None:
-    arrays, want = golden("nsrpe_section"), golden("nsrpe_corrected")
+    arrays, want = golden("music_nsrpe_section.npz"), golden("music_nsrpe_corrected.npz")
     encoding = rp.encodings.NonStationaryRPE.from_reference(arrays)
     q = torch.as_tensor(arrays["q"]).transpose(1, 2)
     close(term(encoding, q, labels(arrays)), want["section_logit_add_total"])
@@ -103,9 +103,26 @@ def test_ns_rpe_corrected() -> None:
         np.testing.assert_array_equal(part, want["section_section_tau"])
 
 
+def test_two_clocks_in_either_order() -> None:
+    arrays = golden("music_nsrpe_section.npz")
+    for part in ("lin_w", "lin_b"):
+        arrays[part] = np.concatenate([arrays[part], arrays[part][:1] + 1])
+    made = []
+    for swap in ([0, 1, 2, 3], [0, 1, 3, 2]):
+        bases = np.array([10001, 11339, 24149, 9919])[swap]
+        stored = arrays | {"bases": bases} | {part: arrays[part][swap] for part in ("lin_w", "lin_b")}
+        made.append(rp.encodings.NonStationaryRPE.from_reference(stored))
+        assert made[-1].level == "both" and made[-1].heads == 4
+        with pytest.raises(ValueError, match="not those of level='chord'"):
+            rp.encodings.NonStationaryRPE.from_reference(stored, level="chord")
+    for name, value in made[0].state_dict().items():
+        assert torch.equal(made[1].state_dict()[name], value)
+    assert torch.equal(made[0].clocks[1].weight, torch.as_tensor(arrays["lin_w"][2]))
+
+
 def test_modules_by_their_names() -> None:
     """The weights of one layer of a network, which numbers the levels melody, tempo, chord, section."""
-    arrays = golden("srpe_sine")
+    arrays = golden("music_srpe_sine.npz")
     slots = {"melody": 0, "chord": 2, "section": 3}
     named = {"path/p/rw.1.weight": arrays["layer_lin_w"], "path/p/rw.1.bias": arrays["layer_lin_b"]}
     named |= {f"path/p/rw.0.{part}": 0 * arrays["layer_lin_w"] for part in ("weight", "bias")}
@@ -118,7 +135,7 @@ def test_modules_by_their_names() -> None:
     other = rp.encodings.StructureRPE.from_reference(named, layer=1)
     for name, value in first.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
-    plain = golden("nsrpe_section")
+    plain = golden("music_nsrpe_section.npz")
     released = {f"rw.0.{part}": plain[f"layer_lin_{part[0]}"] for part in ("weight", "bias")}
     for i, slot in enumerate((2, 3, 4)):
         released |= {f"rpe.weights.{slot}.{part}": plain[f"lin_{part[0]}"][i] for part in ("weight", "bias")}
@@ -131,7 +148,10 @@ def test_modules_by_their_names() -> None:
 
 @pytest.mark.parametrize("missing", ["lin_w", "layer_lin_b", "lin_b"])
 def test_missing_arrays_are_named(missing: str) -> None:
-    for name, cls in (("srpe_sine", rp.encodings.StructureRPE), ("nsrpe_section", rp.encodings.NonStationaryRPE)):
+    for name, cls in (
+        ("music_srpe_sine.npz", rp.encodings.StructureRPE),
+        ("music_nsrpe_section.npz", rp.encodings.NonStationaryRPE),
+    ):
         arrays = golden(name)
         del arrays[missing]
         with pytest.raises(ValueError, match=r"there is no (rpe\.weights|rw)\."):
@@ -140,7 +160,7 @@ def test_missing_arrays_are_named(missing: str) -> None:
 
 def test_learned_tables_by_level() -> None:
     g = torch.Generator().manual_seed(0)
-    arrays = golden("srpe_sine")
+    arrays = golden("music_srpe_sine.npz")
     del arrays["bases"]
     rows = {"melody": 257, "chord": 791, "section": 105}
     tables = {f"table_{name}": torch.randn(count, 16, generator=g).numpy() for name, count in rows.items()}

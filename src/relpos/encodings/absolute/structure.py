@@ -43,6 +43,8 @@ class StructureAPE(Absolute):
     """
 
     takes = (Labels, Mapping)
+    learned = False  # as built by name
+    extrapolates = True
     reference = """@inproceedings{agarwal2024structure,
   title={Structure-informed Positional Encoding for Music Generation},
   author={Agarwal, Manvi and Wang, Changhong and Richard, Ga{\\"e}l},

@@ -18,7 +18,8 @@ from relpos.encodings.base import ContentBias, Slices, State, States, Tile
 from relpos.encodings.levels import distinct, key_waves, query_waves, waves
 
 MERGED = 512  # distinct combinations of labels up to which the tables of all levels become one: a gather a pair
-PAIRS = 2**16  # pairs of labels up to which the distinct differences are looked for
+PAIRS = 2**16  # pairs of distinct labels up to which their distinct differences are looked for
+SPAN = 2**12  # all differences in a range, where there are more pairs, up to this many
 
 
 class LevelVectors(nn.Linear):
@@ -106,24 +107,20 @@ class Scores:
         """One level's score, in the form that costs least; labels (1 or batch, n)."""
         token, rank = distinct(k_labels)
         labels = k_labels.gather(1, token)
-        own, other = torch.unique(q_labels), torch.unique(labels)
-        pairs, width = len(own) * len(other), self.owner.model_dim
-        if level.reach is None and labels.shape[1] > 2 * width:
+        count = labels.shape[1]
+        if level.reach is None and count > 2 * self.owner.model_dim:
             self.waves.append(self._waves(level, q_labels, k_labels))
             return
-        if level.reach is not None and (labels.shape[1] > 2 * level.reach + 1 or pairs > PAIRS):
-            low, high = (int(level.clipped(x)) for x in (own[0] - other[-1], own[-1] - other[0]))
-            differences = torch.arange(low, high + 1, device=own.device)
-            vectors = self.owner.split(self._mapped(level, differences, self.owner.map.bias))
-            self.vectors(vectors, low, q_labels, k_labels)
-            return
-        if pairs <= PAIRS:
-            differences = torch.unique(level.clipped(own.unsqueeze(1) - other))
-            if level.reach is not None or self._is_cheap(len(differences), labels.shape[1]):
-                self.tables.append((self._table(level, q_labels, labels, differences), token, rank))
-                return
-        of_query, of_key = self._waves(level, q_labels, labels)
-        self.tables.append((of_query @ of_key.mT.unsqueeze(1), token, rank))
+        differences = _differences(level, torch.unique(q_labels), torch.unique(labels))
+        if differences is not None and level.reach is not None and count > 2 * level.reach + 1:
+            low, high = int(differences[0]), int(differences[-1])
+            vectors = self._mapped(level, torch.arange(low, high + 1, device=labels.device), self.owner.map.bias)
+            self.vectors(self.owner.split(vectors), low, q_labels, k_labels)
+        elif differences is not None and (level.reach is not None or self._is_cheap(len(differences), count)):
+            self.tables.append((self._table(level, q_labels, labels, differences), token, rank))
+        else:
+            of_query, of_key = self._waves(level, q_labels, labels)
+            self.tables.append((of_query @ of_key.mT.unsqueeze(1), token, rank))
 
     def constantly(self, vector: Tensor) -> None:
         """Adds q . the head's part of a vector (model_dim,) to every score of a row."""
@@ -218,6 +215,16 @@ class Scores:
             total = part if total is None else total + part
         assert total is not None
         return [(total, joint)]
+
+
+def _differences(level: LevelVectors, own: Tensor, other: Tensor) -> Tensor | None:
+    """Rising differences of labels of queries and keys, given in rising order; None where there are too many."""
+    if len(own) * len(other) <= PAIRS:
+        differences: Tensor = torch.unique(level.clipped(own.unsqueeze(1) - other))
+        return differences
+    low, high = (int(level.clipped(x)) for x in (own[0] - other[-1], own[-1] - other[0]))
+    few = level.reach is not None or high - low < SPAN
+    return torch.arange(low, high + 1, device=own.device) if few else None
 
 
 def _spread(code: Tensor, table: Tensor) -> Tensor:

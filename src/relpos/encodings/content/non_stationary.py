@@ -16,7 +16,7 @@ from relpos.encodings.levels import labels_of
 from relpos.positions import Index, Positions
 
 Level = Literal["chord", "section", "both"]
-TWO = ("chord", "section")
+TWO: tuple[Literal["chord"], Literal["section"]] = ("chord", "section")
 CLOCKS = {"chord": 9919.0, "section": 24149.0}  # bases
 
 
@@ -58,6 +58,7 @@ class NonStationaryRPE(StructureRPE):
         super().__init__(heads, model_dim, TWO)
         self.level, self.as_released = level, bool(as_released)
         self.timed = TWO if level == "both" else (level,)
+        self.twice: tuple[str, ...] = ("chord",) if self.as_released else ()  # whose lag term stands for both
         self.clocks = nn.ModuleList(LevelVectors(model_dim, base=CLOCKS[name]) for name in self.timed)
         if shared is not None:
             self.share(shared)
@@ -83,23 +84,28 @@ class NonStationaryRPE(StructureRPE):
         shared: NonStationaryRPE | None = None,
     ) -> NonStationaryRPE:
         """From "lin_w", "lin_b" (chord, section, then the clocks), "layer_lin_w", "layer_lin_b", and "bases" that tell
-        which clocks; or rpe.weights.j and rw.l of layer l.
+        which clocks; or rpe.weights.j and rw.l of layer l. "emb_order", names of the terms, says what as_released adds.
 
         level: default what the bases say, "both" for two clocks. heads: as in StructureRPE. slots: the j of chord,
         section and the clocks; default the usual 2 and 3 and what follows them, or all where there are no more.
         """
         found = Released(arrays, layer, cls.__name__)
-        if level is None:
-            level = _level_of(found)
-        timed = TWO if level == "both" else (level,)
-        names = (*TWO, *(f"clock of {name}" for name in timed))
+        clocks = _clocks(found, level)
+        level = "both" if len(clocks) == 2 else level or clocks[0]
+        names = (*TWO, *(f"clock of {name}" for name in clocks))
         if slots is None and (there := found.slots()):
             after = [slot for slot in there if slot >= 2]
             slots = tuple(there if len(there) == len(names) else after)
         weights, biases = found.levels(names, slots)
         encoding = cls(heads or found.heads(), weights.shape[-1], level, as_released).to(weights.dtype)
+        terms = [str(name) for name in found.arrays.get("emb_order", ())]
+        if as_released and terms:
+            encoding.twice = tuple(
+                name for name in encoding.timed if not any(term.startswith(f"{name} elapsed") for term in terms)
+            )
         with torch.no_grad():
-            for part, weight, bias in zip((*encoding.parts, *encoding.clocks), weights, biases, strict=True):
+            own_clocks = [encoding.clocks[encoding.timed.index(name)] for name in clocks]
+            for part, weight, bias in zip((*encoding.parts, *own_clocks), weights, biases, strict=True):
                 assert isinstance(part, LevelVectors)
                 part.weight.copy_(weight), part.bias.copy_(bias)
             for own, given in zip((encoding.map.weight, encoding.map.bias), found.map()):
@@ -119,7 +125,7 @@ class NonStationaryRPE(StructureRPE):
         for name, clock in zip(self.timed, self.clocks):
             assert isinstance(clock, LevelVectors)
             taus = self.taus(name, queries[name], keys[name], first)
-            self._clock(scores, clock, taus, (queries[name], keys[name]), self.as_released and name == "chord")
+            self._clock(scores, clock, taus, (queries[name], keys[name]), name in self.twice)
         return scores.finish()
 
     def taus(self, level: str, queries: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -184,10 +190,15 @@ def _first_query(q_pos: Positions, k_pos: Positions, default: int) -> int:
     return default if found is None else found
 
 
-def _level_of(found: Released) -> Level:
+def _clocks(found: Released, level: Level | None) -> tuple[Literal["chord", "section"], ...]:
+    """Whose clock each map beyond the two levels' belongs to, in stored order: by the bases, else by `level`."""
     bases = [float(base) for base in found.arrays.get("bases", ())][len(TWO) :]
-    levels: dict[Level, list[float]] = {"chord": [9919.0], "section": [24149.0], "both": [9919.0, 24149.0]}
-    for level, clocks in levels.items():
-        if bases == clocks:
-            return level
-    raise ValueError(f"which clock these weights have is not known (bases beyond the levels': {bases}); give level=")
+    stored = tuple(name for base in bases for name in TWO if CLOCKS[name] == base)
+    wanted = stored if level is None else TWO if level == "both" else (level,)
+    if level is None and (not stored or len(stored) != len(bases)):
+        raise ValueError(
+            f"which clocks these weights have is not known (bases beyond the levels': {bases}); give level="
+        )
+    if stored and sorted(stored) != sorted(wanted):
+        raise ValueError(f"these weights have the clocks of {' and '.join(stored)}, not those of level={level!r}")
+    return stored or wanted
