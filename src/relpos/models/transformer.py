@@ -139,7 +139,8 @@ class Stack(nn.Module):
 class Transformer(Stack):
     """Tokens (batch, n) to logits (batch, n, vocabulary); decoder with causal=True, encoder with causal=False.
 
-    Embeddings are N(0, 0.02) and tied to the output. Other arguments: `Stack`.
+    Embeddings are N(0, 0.02) and tied to the output. embedding_scale multiplies them at the input alone: beside fixed
+    sines of amplitude 1 they would drown (Vaswani et al. 2017, section 3.4, take sqrt(dim)). Other arguments: `Stack`.
     """
 
     def __init__(
@@ -151,12 +152,15 @@ class Transformer(Stack):
         encoding: Encoding | str | None = None,
         *,
         causal: bool = True,
+        embedding_scale: float = 1.0,
         **options: Any,
     ) -> None:
         if vocabulary < 1:
             raise ValueError(f"a vocabulary has at least one token, got vocabulary={vocabulary}")
+        if isinstance(embedding_scale, bool) or not 0 < embedding_scale < float("inf"):
+            raise ValueError(f"embedding_scale is a finite number above 0, got {embedding_scale!r}")
         super().__init__(dim, depth, heads, encoding, causal=causal, **options)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.embedding_scale = vocabulary, float(embedding_scale)
         self.embedding = nn.Embedding(vocabulary, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -173,6 +177,7 @@ class Transformer(Stack):
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(f"tokens are integers (batch, n), got {tokens.dtype} {tuple(tokens.shape)}")
         x = self.embedding(tokens)
+        x = x if self.embedding_scale == 1 else x * self.embedding_scale
         x = self.encode(x, positions=positions, key_mask=key_mask, segments=segments, streams=streams)
         logits: Tensor = x @ self.embedding.weight.T
         return logits
