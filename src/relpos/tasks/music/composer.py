@@ -91,11 +91,15 @@ class Composer:
         return {"task": self.name, "source": self.source, "songs": len(self.songs), "splits": sides}
 
     def model(self, encoding: str = "axial_rope", **options: Any) -> nn.Module:
-        """The network; ``encoding`` is one that takes a grid of (event, tick), or None and "nope"."""
+        """The network; ``encoding`` is one that takes a grid of (event, tick)."""
+        return self.network(self.size, encoding, **options)
+
+    @staticmethod
+    def network(size: Size, encoding: str = "axial_rope", **options: Any) -> nn.Module:
+        """A fresh network of a size."""
         from relpos.models import Transformer
 
-        s = self.size
-        sizes: dict[str, Any] = {"dim": s.dim, "depth": s.depth, "heads": s.heads, "dropout": s.dropout}
+        sizes: dict[str, Any] = {"dim": size.dim, "depth": size.depth, "heads": size.heads, "dropout": size.dropout}
         return Transformer(VOCABULARY, encoding=encoding, causal=True, **(sizes | options))
 
     # -- rows

@@ -101,7 +101,8 @@ def length_tokens(ticks: int) -> list[int]:
 def bars_of(song: Song) -> list[Bar]:
     """The bars: where the level "bar" has them, else counted from the meters.
 
-    A first bar that is short is a pick-up: it ends where a whole one would.
+    A first bar that is short is a pick-up: it ends where a whole one would. A bar that is longer than its meter allows
+    counts as several.
     """
     if not song.ticks:
         return []
@@ -115,12 +116,9 @@ def bars_of(song: Song) -> list[Bar]:
     for start, stop in zip(starts, [*starts[1:], song.ticks]):
         _, numerator, denominator = song.meters[max(int(np.searchsorted(changes, start, side="right")) - 1, 0)]
         whole = vocabulary.whole(numerator, denominator, song.ticks_per_quarter)
-        if stop - start > whole:
-            raise ValueError(
-                f"{song.name}: bar {len(bars) + 1} has {stop - start} ticks, a bar of {numerator}/{denominator} {whole}"
-            )
-        offset = 0 if bars else whole - (stop - start)
-        bars.append(Bar(start, stop - start, numerator, denominator, whole, offset))
+        for begin in range(start, stop, whole):
+            ticks = min(whole, stop - begin)
+            bars.append(Bar(begin, ticks, numerator, denominator, whole, 0 if bars else whole - ticks))
     return bars
 
 
