@@ -50,8 +50,8 @@ def go_on(
     bars: Annotated[int, typer.Option(min=1, max=256, help="Bars to write.")] = 8,
     seed: Seed = 0,
     takes: Takes = 1,
-    temperature: Temperature = 0.9,
-    top_p: TopP = 0.95,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.9,
     chords: Annotated[
         str | None,
         typer.Option(help='Chords of the new bars: "C | Am F | G", or a text file; begins again where it is shorter.'),
@@ -82,8 +82,8 @@ def accompany(
     ] = None,
     seed: Seed = 0,
     takes: Takes = 1,
-    temperature: Temperature = 0.9,
-    top_p: TopP = 0.95,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.9,
     chords: Annotated[
         str | None, typer.Option(help='Chords of the bars: "C | Am F | G", or a text file with such a chart.')
     ] = None,

@@ -29,8 +29,8 @@ class Request:
 
     seed: int = 0
     takes: int = 1
-    temperature: float = 0.9
-    top_p: float = 0.95
+    temperature: float = 0.8
+    top_p: float = 0.9
     chords: str | None = None
     form: str | None = None
     meter: str | None = None

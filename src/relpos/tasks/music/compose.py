@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,12 @@ class Wishes:
     """
 
     seed: int = 0
-    temperature: float = 0.9
-    top_p: float = 0.95
+    temperature: float = 0.8
+    top_p: float = 0.9
     context: int = 384
     chords: str | Path | None = None
     form: str | None = None
-    leanings: Leanings = Leanings()
+    leanings: Leanings = field(default_factory=Leanings)
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def write(
     *,
     seed: int,
     ticks_per_quarter: int = 4,
-    temperature: float = 0.9,
-    top_p: float = 0.95,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
     context: int = 512,
     progress: Progress | None = None,
 ) -> State:
