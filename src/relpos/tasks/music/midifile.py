@@ -46,7 +46,11 @@ def read_exact(path: str | Path) -> Any:
     FileNotFoundError; ValueError, which names the file and the place, where it is no MIDI file, is cut off or damaged,
     is of format 2 or timed in frames of film, holds no notes, or has a tempo or a meter that means nothing.
     """
-    data = Path(path).read_bytes()
+    return parse(Path(path).read_bytes(), path)
+
+
+def parse(data: bytes, path: str | Path) -> Any:
+    """The bytes of a file as `read_exact` gives them; ``path`` is what errors call it."""
     _check_chunks(data, path)
     try:
         score = symusic.Score.from_midi(data)
