@@ -1,18 +1,18 @@
 """The network that composes: trained, kept in a folder, found again.
 
-A folder holds `composer.json` (data, sizes, steps), `checkpoint.safetensors` and `metrics.jsonl`. Training goes on where
-it was when the same command runs again.
+A folder holds `composer.json` (data, sizes, steps), `checkpoint.safetensors` and `metrics.jsonl`. Training goes on
+where it was when the same command runs again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import nn
@@ -23,7 +23,9 @@ from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.settings import Settings
 from relpos.lab.train import CHECKPOINT, build, train_model
 from relpos.tasks import cache
+from relpos.tasks.music.arrange import view
 from relpos.tasks.music.composer import Composer, Size
+from relpos.tasks.music.events import encode
 from relpos.tasks.music.song import Song
 
 FORMAT = "relpos-composer-1"
@@ -44,7 +46,7 @@ class Loaded:
     model: nn.Module
     size: Size
     about: str
-    folder: Path
+    data: str
 
 
 def default_folder() -> Path:
@@ -81,7 +83,7 @@ def load(folder: Path) -> Loaded:
     count = sum(p.numel() for p in model.parameters())
     part = "" if done == steps else f" of {steps:,} (its training is not finished)"
     about = f"{folder.name}: {count:,} parameters, {done:,} steps{part} on {config['data']} ({config['songs']} songs)"
-    return Loaded(model.eval(), size, about, folder)
+    return Loaded(model.eval(), size, about, str(config["data"]))
 
 
 def train(
@@ -93,14 +95,14 @@ def train(
     *,
     minutes: float | None = None,
     batch: int = 8,
-    songs: Sequence[Song] | None = None,
+    task: Composer | None = None,
 ) -> None:
     """Trains a network in ``folder``, or goes on with it; steps, or as many as fit into ``minutes``.
 
-    songs: the pieces, where they have been read already; else they are read from ``data``.
+    task: of this data and size, where it has been made already; else the songs are read from ``data``.
     """
     config = _config(folder)
-    task = Composer(songs if songs is not None else read_songs(data, reporter), size, data)
+    task = task or read(data, size, reporter)[0]
     with reporter.step("writing the songs as events") as step:
         task.prepare(step)
     asked = {"format": FORMAT, "data": data, "size": asdict(size), "batch": batch, "songs": len(task.songs)}
@@ -120,15 +122,36 @@ def train(
         raise LabError(f"the training in {folder} diverged at step {trained.diverged}: delete it and use other data")
 
 
-def read_songs(data: str, reporter: Reporter) -> list[Song]:
-    """The songs of a data set by name, or of a folder of MIDI files. LabError where there are none."""
+def read(data: str, size: Size, reporter: Reporter) -> tuple[Composer, list[Song]]:
+    """The task of a data set by name or of a folder of MIDI files, and its songs in the task's order.
+
+    Songs that cannot be written as events (too many ticks in a bar, nothing but drums) are left out, and named.
+    """
     from relpos.tasks.music import sets
 
     with reporter.step(f"reading {data}") as step:
         try:
-            return list(sets.load(data, progress=step))
+            found = sets.load(data, progress=step)
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise LabError(str(error)) from error
+    skipped, good = list(found.skipped), []
+    for place, song in enumerate(found.songs):
+        try:
+            encode(view(song).song)
+            good.append(place)
+        except ValueError as error:
+            skipped.append(str(error))
+    for reason in skipped[:5]:
+        reporter.say(f"left out: {reason}")
+    if len(skipped) > 5:
+        reporter.say(f"left out: {len(skipped) - 5} more")
+    new = {old: place for place, old in enumerate(good)}
+    split = {side: np.array([new[p] for p in members.tolist() if p in new]) for side, members in found.split.items()}
+    songs = [found.songs[place] for place in good]
+    try:
+        return Composer(songs, size, found.source, split), songs
+    except ValueError as error:
+        raise LabError(str(error)) from error
 
 
 def _settings(batch: int, steps: int) -> Settings:

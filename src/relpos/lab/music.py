@@ -21,7 +21,7 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="MIDI file to write
 Seed = Annotated[int, typer.Option(min=0, help="One seed gives the same music, another seed other music.")]
 Takes = Annotated[int, typer.Option(min=1, help="Write so many, with one seed after the other.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Below 1 safer, above 1 bolder; 0 takes what is likeliest.")]
-TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Draw from the likeliest choices of this total probability.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Choose among the likeliest, of this total probability.")]
 Form = Annotated[
     str | None,
     typer.Option(

@@ -40,7 +40,9 @@ class Request:
 
     def wishes(self, take: int, context: int) -> compose.Wishes:
         given = self.chords
-        chart = None if given is None else Path(given) if Path(given).suffix == ".txt" or Path(given).is_file() else given
+        chart = (
+            None if given is None else Path(given) if Path(given).suffix == ".txt" or Path(given).is_file() else given
+        )
         return compose.Wishes(self.seed + take, self.temperature, self.top_p, context, chart, self.form)
 
 
@@ -158,8 +160,8 @@ def _say_about(song: Song, reporter: Reporter) -> None:
     strange = [f"{n}/{d}" for n, d in meters if known_meter(n, d, GRID) not in KNOWN_METERS]
     if strange:
         reporter.say(
-            f"The networks that come with relpos know 4/4 and 3/4 and meters of equally long bars; of {strange[0]} expect "
-            "less. Where the file's meter is wrong, say --meter 4/4."
+            f"The default network knows 4/4, 3/4 and meters with bars as long; of {strange[0]} expect less. Where the "
+            "file's meter is wrong, say --meter 4/4."
         )
 
 
@@ -202,17 +204,13 @@ def view_file(file: Path, output: Path, form: str | None, reporter: Reporter) ->
     reporter.say(f"wrote {output}: {len(song.notes)} notes, sections {' '.join(name for _, name in sections)}")
 
 
-def check_model(
-    folder: Path | None, count: int, seeds: int, bars: int, accompany: bool, reporter: Reporter
-) -> None:
+def check_model(folder: Path | None, count: int, seeds: int, bars: int, accompany: bool, reporter: Reporter) -> None:
     """Prints the figures of a network on pieces kept from its training."""
-    from relpos.tasks.music.composer import Composer
     from relpos.tasks.music.judge import judge, table
 
     loaded = composing.load(folder) if folder else composing.default(reporter)
     reporter.say(loaded.about)
-    songs = composing.read_songs(loaded.data, reporter)
-    task = Composer(songs, loaded.size, loaded.data)
+    task, songs = composing.read(loaded.data, loaded.size, reporter)
     with reporter.step("losses") as step:
         losses = {"the network": task.evaluate(loaded.model, "test", loaded.size.context, step).loss}
         losses |= {name: row["loss"] for name, row in task.baselines("test", loaded.size.context).items()}

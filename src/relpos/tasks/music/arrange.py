@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _grouped(song: Song) -> list[tuple[int, ...]]:
     groups = [(t,) for t in sorted(means, key=lambda t: (-means[t], t))]
     while len(groups) > PARTS:
         centre = [float(np.mean([means[t] for t in group])) for group in groups]
-        near = int(np.argmin([a - b for a, b in zip(centre[:-1], centre[1:])]))
+        near = int(np.argmin([a - b for a, b in pairwise(centre)]))
         groups[near : near + 2] = [groups[near] + groups[near + 1]]
     return groups
 
@@ -136,7 +137,7 @@ def _part(song: Song, tracks: tuple[int, ...]) -> Part:
     while mean + shift > _MIDDLE[1]:
         shift -= 12
     low, high = max(low, 0, -shift), min(high, 127, 127 - shift)
-    onsets, counts = np.unique(notes[:, ONSET], return_counts=True)
+    _, counts = np.unique(notes[:, ONSET], return_counts=True)
     ends = notes[:, ONSET] + notes[:, LENGTH]
     overlap = (ends[:-1] > notes[1:, ONSET]).mean() if len(notes) > 1 else 0.0
     single = overlap < 0.02

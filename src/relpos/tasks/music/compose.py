@@ -36,8 +36,8 @@ class Wishes:
     """What the caller may ask for.
 
     seed, temperature, top_p   of sampling; context: events that the network reads at once
-    chords   a chart as text, or the path of one (see `chords.chart`): of the new bars of a continuation, of the melody's
-             bars for an accompaniment, from the first whole bar on and again from the start where it is shorter
+    chords   a chart as text, or the path of one (see `chords.chart`): of the new bars of a continuation, of the
+             melody's bars for an accompaniment, from the first whole bar on; begins again where it is shorter
     form     as AABA or i4A8B8 (see `structure.form_bars`), of all whole bars, old and new: a bar of a section repeats,
              with some freedom, the bar at its place in the first section of that letter. In an accompaniment it does so
              where the melody does
@@ -211,8 +211,6 @@ def trimmed(song: Song) -> tuple[Song, int]:
     return result, first
 
 
-
-
 def _cut(song: Song, ticks: int) -> Song:
     """The song up to a tick."""
     levels = {name: replace(level, values=level.values[:ticks]) for name, level in song.levels.items()}
@@ -248,7 +246,7 @@ def _harmony(
 
 
 def _repeats(form: str | None, bars: list[Bar], given: np.ndarray | None) -> Mapping[int, int]:
-    """For each bar the first earlier bar at its place in a section of its letter; with a melody, one of equal melody."""
+    """For each bar the first bar at its place in a section of its letter; with a melody, one of equal melody."""
     if form is None:
         return {}
     pick_up = int(bars[0].offset > 0)
@@ -303,7 +301,7 @@ def _velocities(seen: View, song: Song) -> np.ndarray:
 
 
 def _drums(song: Song, old: list[Bar], bars: int) -> np.ndarray:
-    """The notes of drums in the new bars: the last four bars of the song in turn, or as many as have the last's meter."""
+    """The notes of drums in the new bars: the last four in turn, or as many as have the meter of the last."""
     last = old[-1]
     alike = 0
     for bar in reversed(old[-_DRUM_BARS:]):

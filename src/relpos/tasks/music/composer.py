@@ -1,16 +1,16 @@
 """Next-event prediction on songs of one to four parts: what the network that composes is trained on.
 
 A window is a run of events that begins with a bar (see `tokens`; the lead is the highest part). The network reads the
-distance of two events both in events and in ticks, so that what sounds together and what lies a bar apart is said by the
-encoding and need not be counted. For training, a piece is moved into other keys in which each part stays where the parts
-of the training music lie, and now and then neighbouring parts are joined, so that the network knows four voices in four
-tracks as well as one track for two hands.
+distance of two events both in events and in ticks, so that what sounds together and what lies a bar apart is said by
+the encoding and need not be counted. For training, a piece is moved into other keys in which each part stays where the
+parts of the training music lie, and now and then neighbouring parts are joined, so that the network knows four voices
+in four tracks as well as one track for two hands.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from relpos.positions import Grid
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
-from relpos.tasks.music import events, tunes
+from relpos.tasks.music import events, sets
 from relpos.tasks.music.arrange import PARTS, view
 from relpos.tasks.music.guide import LEAD
 from relpos.tasks.music.song import PITCH, TRACK, Song
@@ -57,7 +57,8 @@ class Row:
 class Composer:
     """The task of a composing network; ``songs`` are any pieces on one grid of 4 ticks a quarter.
 
-    metrics are none; the loss is in nats an event. Pieces of one `group` lie on one side of the split.
+    split: places of the songs in "train", "validation" and "test"; made by `sets.split_by_group` where none is given.
+    The loss is in nats an event. ValueError where a side would be empty.
     """
 
     name = "composer"
@@ -66,15 +67,20 @@ class Composer:
     metrics: tuple[Metric, ...] = ()
     multiples = (1,)
 
-    def __init__(self, songs: Sequence[Song], size: Size | None = None, source: str = "songs given") -> None:
+    def __init__(
+        self,
+        songs: Sequence[Song],
+        size: Size | None = None,
+        source: str = "songs given",
+        split: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.size, self.source = size or Size(), source
         self.train_length = self.size.context
-        self.songs = [view(song).song for song in songs if len(song.notes)]
-        names = [song.group or song.name for song in songs if len(song.notes)]
-        group = np.array([{n: i for i, n in enumerate(dict.fromkeys(names))}[n] for n in names])
-        if not len(group) or group.max() < 2:
-            raise ValueError(f"{len(songs)} songs of {len(set(names))} groups are too few: training needs 3 or more")
-        self.split = tunes.split(group, share=max(0.1, 1.01 / len(group)))
+        self.songs = [view(song).song for song in songs]
+        self.split = dict(split or sets.split_by_group(songs))
+        empty = [side for side in ("train", "validation", "test") if not len(self.split[side])]
+        if empty:
+            raise ValueError(f"{len(songs)} songs are too few: {' and '.join(empty)} would be empty; give 3 or more")
         self._rows: dict[tuple[int, tuple[int, ...]], Row] = {}
         self._ranges: np.ndarray | None = None
         self._weights: np.ndarray | None = None
@@ -284,4 +290,3 @@ def _bar_before(tokens: np.ndarray) -> list[np.ndarray]:
         copies[i] = seen.get(key, -1)
         now.setdefault(key, int(tokens[i + 1]))
     return [*_previous(tokens), copies]
-

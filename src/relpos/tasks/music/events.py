@@ -17,7 +17,6 @@ from relpos.tasks.music.song import LENGTH as LENGTHS_OF
 from relpos.tasks.music.song import ONSET, Level, Song
 from relpos.tasks.music.song import PITCH as PITCH_OF
 from relpos.tasks.music.song import TRACK as TRACK_OF
-from relpos.tasks.music.song import VELOCITY as VELOCITY_OF
 from relpos.tasks.music.tokens import (
     BAR,
     BEGIN,
@@ -186,7 +185,9 @@ def _changes(bars: Sequence[Bar]) -> tuple[tuple[int, int, int], ...]:
     return tuple(changes) or ((0, 4, 4),)
 
 
-def clock(row: Sequence[int] | np.ndarray, song: Song | None = None, ticks_per_quarter: int = 4) -> dict[str, np.ndarray]:
+def clock(
+    row: Sequence[int] | np.ndarray, song: Song | None = None, ticks_per_quarter: int = 4
+) -> dict[str, np.ndarray]:
     """Where in the music each token of an encoded row stands: named positions, each (n,) int64.
 
     "index" of the token, "time" in ticks, "bar", "beat" (ticks since the bar's beginning), "track" (-1 where none is

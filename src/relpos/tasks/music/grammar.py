@@ -46,7 +46,7 @@ DEFAULT_VELOCITY = 80
 
 @dataclass(frozen=True)
 class Bar:
-    """start: its first tick; ticks: its length, of `whole` ticks if it is not cut; offset: position of its first tick."""
+    """start: its first tick; ticks: its length, `whole` where it is not cut; offset: position of its first tick."""
 
     start: int
     ticks: int

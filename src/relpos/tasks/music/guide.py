@@ -46,6 +46,7 @@ class Leanings:
     root                      the chord's bass in the lowest part, on a beat
     crossing                  a voice above its upper or below its lower neighbour
     parallel                  a fifth or octave between two voices that both move to another one
+    clash                     a semitone, in any octave, between two voices that are struck together on a beat
     repeat                    what stood at this place in the bar that is repeated
     """
 
@@ -54,6 +55,7 @@ class Leanings:
     root: float = 2.0
     crossing: float = -4.0
     parallel: float = -3.0
+    clash: float = -2.0
     repeat: float = 4.0
 
 
@@ -270,13 +272,15 @@ class Guide:
                 here[pitch + 1 :] += like.crossing
             else:
                 here[:pitch] += like.crossing
-            self._avoid_parallels(here, track, other)
+            if any(note[3] == other and note[0] == tick for note in state.notes[-16:]):
+                if on_beat:
+                    here[np.isin((np.arange(PITCHES) - pitch) % 12, (1, 11))] += like.clash
+                self._avoid_parallels(here, track, other)
 
     def _avoid_parallels(self, here: np.ndarray, track: int, other: int) -> None:
         mine = self.moves[track][0]
         now, before = self.moves[other]
-        struck = any(note[3] == other and note[0] == self.state.tick for note in self.state.notes[-16:])
-        if mine < 0 or before < 0 or now == before or not struck:
+        if mine < 0 or before < 0 or now == before:
             return
         interval = abs(mine - before) % 12
         if interval in (0, 7):

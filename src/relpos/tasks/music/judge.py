@@ -40,7 +40,9 @@ class Figures:
     kept: bool
 
 
-def prompts(task: Composer, songs: Sequence[Song], bars: int, count: int, split: str = "test") -> list[tuple[Song, Song]]:
+def prompts(
+    task: Composer, songs: Sequence[Song], bars: int, count: int, split: str = "test"
+) -> list[tuple[Song, Song]]:
     """(prompt of ``bars`` bars and the pick-up, whole song) of the first songs of a side that are long enough."""
     found = []
     for index in task.split[split].tolist():
@@ -98,7 +100,9 @@ def judge(
             notes[:, ONSET] += start
             real = real[(real[:, ONSET] >= (0 if accompany else start)) & (real[:, ONSET] < stop)]
             kept = _kept(written.state.notes, song if accompany else prompt, accompany)
-            figures.append(_measured(song, seed, notes, real, start, min(stop, song.ticks), stop, ranges, library, kept))
+            figures.append(
+                _measured(song, seed, notes, real, start, min(stop, song.ticks), stop, ranges, library, kept)
+            )
             if progress is not None:
                 progress(number * len(seeds) + len(figures) % len(seeds), len(chosen) * len(seeds), song.name)
     return figures
@@ -146,7 +150,11 @@ def table(figures: Sequence[Figures], losses: dict[str, float]) -> str:
     """The figures as a Markdown table: mean, least and greatest, and what is asked for."""
     rows = [
         ("notes against the real ones", [f.density for f in figures], "0.7 to 1.4"),
-        ("share in the scale, points off the real one", [100 * abs(f.scale - f.real_scale) for f in figures], "mean <= 5"),
+        (
+            "share in the scale, points off the real one",
+            [100 * abs(f.scale - f.real_scale) for f in figures],
+            "mean <= 5",
+        ),
         ("share in the voices' ranges", [f.in_range for f in figures], "1"),
         ("longest copy from the training pieces, bars", [f.copied for f in figures], "at most 2"),
         ("the same of the real continuations", [f.real_copied for f in figures], ""),
@@ -157,4 +165,3 @@ def table(figures: Sequence[Figures], losses: dict[str, float]) -> str:
         lines.append(f"| {title} | {np.mean(values):.2f} | {min(values):.2f} | {max(values):.2f} | {asked} |")
     lines += [f"| nats an event: {name} | {loss:.3f} | | | |" for name, loss in losses.items()]
     return "\n".join(lines) + "\n"
-

@@ -71,7 +71,7 @@ def picture(
     handles = [Line2D([], [], color=_COLOURS[t % len(_COLOURS)], linewidth=4) for t in range(len(song.tracks))]
     names = [name or f"track {index + 1}" for index, name in enumerate(song.tracks)]
     top.legend(handles[:12], names[:12], loc="upper left", ncols=6, fontsize="small", frameon=False)
-    matrix, unit = self_similarity(song)
+    matrix, _ = self_similarity(song)
     below.imshow(matrix, origin="lower", cmap="magma", extent=(0, song.ticks, 0, song.ticks), vmin=0, vmax=1)
     below.set_xticks(bars[::step], [str(i + 1) for i in range(0, len(bars), step)])
     below.set_yticks(bars[::step], [str(i + 1) for i in range(0, len(bars), step)])

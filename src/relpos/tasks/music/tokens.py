@@ -104,6 +104,6 @@ def transpose(tokens: np.ndarray, semitones: int) -> np.ndarray:
     """The tokens with every PITCH moved; drums stay. ValueError where a pitch would leave 0..127."""
     pitched = (tokens >= PITCH) & (tokens < DRUM)
     moved = np.where(pitched, tokens + semitones, tokens)
-    if pitched.any() and not (PITCH <= moved[pitched].min() and moved[pitched].max() < DRUM):
+    if pitched.any() and not (moved[pitched].min() >= PITCH and moved[pitched].max() < DRUM):
         raise ValueError(f"{semitones} semitones move a pitch out of 0..{PITCHES - 1}: transpose by less")
     return moved

@@ -106,9 +106,7 @@ def write(
     return state
 
 
-def _draw(
-    weights: np.ndarray, reader: Reader, temperature: float, top_p: float, generator: torch.Generator
-) -> int:
+def _draw(weights: np.ndarray, reader: Reader, temperature: float, top_p: float, generator: torch.Generator) -> int:
     allowed = np.flatnonzero(weights > -np.inf)
     if not len(allowed):
         raise RuntimeError("no token may follow: the rules of the plan contradict each other")
@@ -123,5 +121,3 @@ def _draw(
     ordered, order = p.sort(descending=True, stable=True)
     kept = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)  # the likeliest always stays
     return int(allowed[int(order[int(torch.multinomial(kept, 1, generator=generator))])])
-
-
