@@ -316,7 +316,9 @@ def _drums(song: Song, old: list[Bar], bars: int) -> np.ndarray:
         notes = struck[(struck[:, ONSET] >= source.start) & (struck[:, ONSET] < source.stop)].copy()
         notes[:, ONSET] += last.stop + index * last.whole - source.start
         found.append(notes)
-    return np.concatenate(found) if found else struck[:0]
+    new = np.concatenate(found)
+    new[:, LENGTH] = np.minimum(new[:, LENGTH], last.stop + bars * last.whole - new[:, ONSET])
+    return new
 
 
 def _in_order(notes: np.ndarray) -> np.ndarray:

@@ -95,7 +95,10 @@ class Guide:
         self._heard = 0
         self._queue: list[int] = []
         self._bars: dict[int, np.ndarray] = {}
+        self._seams = self._found_seams()
         self.listen()
+        if state.bars:
+            self._queue = [self._next_bar()]  # a prompt is whole bars: nothing more is written into its last one
 
     def listen(self) -> None:
         """Takes note of what the state has read; to be called after each token."""
@@ -109,15 +112,24 @@ class Guide:
 
     def forced(self) -> int | None:
         """The token that must come next, None where there is a choice; END when the plan is done."""
-        state, done = self.state, len(self.state.bars)
+        state = self.state
         if self._queue:
             return self._queue.pop(0)
-        if state.last in ("BEGIN",) or (state.bars and self._closed() and not self._choices().any()):
-            if done == len(self.plan.meters):
-                return END
-            numerator, denominator, _ = self.plan.meters[done]
-            return vocabulary.bar(numerator, denominator)
+        if state.last == "BEGIN" or (state.others and not self._choices().any()):
+            return self._next_bar()
         return None
+
+    def _next_bar(self) -> int:
+        """The token that opens the next bar of the plan, or ends it."""
+        done = len(self.state.bars)
+        return END if done == len(self.plan.meters) else vocabulary.bar(*self.plan.meters[done][:2])
+
+    def _found_seams(self) -> list[int]:
+        """Ticks at which a repetition begins: notes end there, so that it can begin as its model did."""
+        starts = np.cumsum([0, *(ticks for _, _, ticks in self.plan.meters)]).tolist()
+        return [
+            starts[b] for b, source in sorted(self.plan.repeats.items()) if self.plan.repeats.get(b - 1) != source - 1
+        ]
 
     def _opening(self) -> list[int]:
         """What must follow BAR: CUT, and a given lead's notes of the bar with OTHERS after them."""
@@ -140,9 +152,6 @@ class Guide:
 
     def _group(self) -> list[int]:
         return [LEAD] if not self.state.others else list(range(1, len(self.plan.parts)))
-
-    def _closed(self) -> bool:
-        return self.state.others
 
     def _free(self, part: int, tick: int) -> bool:
         return not self.plan.parts[part].single or self.busy[part] <= tick
@@ -213,7 +222,8 @@ class Guide:
 
     def _lengths(self, mask: np.ndarray) -> None:
         state = self.state
-        left = self.plan.ticks - state.tick - state.longer
+        end = next((seam for seam in self._seams if seam > state.tick), self.plan.ticks)
+        left = end - state.tick - state.longer
         mask[LENGTH : LENGTH + LENGTHS] &= np.arange(1, LENGTHS + 1) <= left
         mask[LONG] = left > LENGTHS
 
@@ -230,19 +240,13 @@ class Guide:
         repeated = self.plan.repeats.get(len(self.state.bars) - 1)
         if repeated is not None:
             self._lean_on_repetition(lean, repeated, allowed)
-        if self._closed() and self.state.last in ("LENGTH", "OTHERS", "CUT"):
+        if self.state.others and self.state.last in ("LENGTH", "OTHERS"):
             allowed = self._with_closing(allowed)
         return np.where(allowed, lean, -np.inf).astype(np.float32)
 
     def _with_closing(self, allowed: np.ndarray) -> np.ndarray:
-        bar = self.state.bars[-1]
-        due = self._due(bar)
-        if due:
-            return allowed
-        done = len(self.state.bars)
-        token = END if done == len(self.plan.meters) else vocabulary.bar(*self.plan.meters[done][:2])
-        allowed = allowed.copy()
-        allowed[token] = True
+        if not self._due(self.state.bars[-1]):
+            allowed[self._next_bar()] = True
         return allowed
 
     def _beat(self) -> int:
