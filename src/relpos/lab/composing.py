@@ -101,23 +101,24 @@ def train(
 
     task: of this data and size, where it has been made already; else the songs are read from ``data``.
     """
-    config = _config(folder)
+    config: dict[str, Any] | None = _config(folder)
     task = task or read(data, size, reporter)[0]
     with reporter.step("writing the songs as events") as step:
         task.prepare(step)
-    asked = {"format": FORMAT, "data": data, "size": asdict(size), "batch": batch, "songs": len(task.songs)}
-    asked["digest"] = hashlib.sha256("\n".join(song.name for song in task.songs).encode()).hexdigest()[:16]
+    names = hashlib.sha256("\n".join(song.name for song in task.songs).encode()).hexdigest()[:16]
+    asked: dict[str, Any] = {"format": FORMAT, "data": data, "size": asdict(size), "batch": batch}
+    asked |= {"songs": len(task.songs), "digest": names}
     if config is None:
         steps = steps or _fitting(task, batch, minutes or 25.0, reporter)
         config = asked | {"steps": steps, "minutes": minutes}
         write_json(folder / CONFIG, config)
     elif different := [f"{k} is {config.get(k)!r}, not {v!r}" for k, v in asked.items() if config.get(k) != v]:
         raise RunDirectoryError(f"{folder} holds another network ({different[0]}): choose another folder with -o")
+    else:
+        reporter.say(f"{folder} was begun with {config['steps']:,} steps: going on to the last of them")
     settings = _settings(batch, int(config["steps"]))
-    threads = torch.get_num_threads()
     with reporter.step(f"training {folder.name}") as step:
         trained = train_model(task, settings, ENCODING, SEED, RATE, settings.steps, folder, step)
-    torch.set_num_threads(threads)
     if trained.diverged is not None:
         raise LabError(f"the training in {folder} diverged at step {trained.diverged}: delete it and use other data")
 

@@ -215,9 +215,19 @@ def check_model(folder: Path | None, count: int, seeds: int, bars: int, accompan
         losses = {"the network": task.evaluate(loaded.model, "test", loaded.size.context, step).loss}
         losses |= {name: row["loss"] for name, row in task.baselines("test", loaded.size.context).items()}
     with reporter.step("writing and measuring") as step:
-        figures = judge(
-            loaded.model, task, songs, count=count, seeds=range(seeds), bars=bars, accompany=accompany, progress=step
-        )
+        try:
+            figures = judge(
+                loaded.model,
+                task,
+                songs,
+                count=count,
+                seeds=range(seeds),
+                bars=bars,
+                accompany=accompany,
+                progress=step,
+            )
+        except ValueError as error:
+            raise LabError(str(error)) from error
     reporter.say(f"\n{len(figures)} pieces of writing, from {len({f.name for f in figures})} pieces never seen\n")
     reporter.say(table(figures, losses))
 

@@ -112,7 +112,7 @@ def _grouped(song: Song) -> list[tuple[int, ...]]:
     means = {t: mean for t, mean in means.items() if t not in song.drums}
     if not means:
         raise ValueError(f"{song.name} has no notes but those of drums: there is nothing to go on with")
-    groups = [(t,) for t in sorted(means, key=lambda t: (-means[t], t))]
+    groups: list[tuple[int, ...]] = [(t,) for t in sorted(means, key=lambda t: (-means[t], t))]
     while len(groups) > PARTS:
         centre = [float(np.mean([means[t] for t in group])) for group in groups]
         near = int(np.argmin([a - b for a, b in pairwise(centre)]))

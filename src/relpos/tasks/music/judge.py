@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from relpos.tasks.base import Progress
-from relpos.tasks.music import events
+from relpos.tasks.music import events, structure
 from relpos.tasks.music.compose import Wishes, accompaniment, continuation
 from relpos.tasks.music.composer import Composer
 from relpos.tasks.music.metrics.copies import Library
 from relpos.tasks.music.metrics.notes import scale_of, scale_share, share_in_range
 from relpos.tasks.music.roll import RANGES
-from relpos.tasks.music.song import LENGTH, ONSET, TRACK, Level, Song
+from relpos.tasks.music.song import LENGTH, ONSET, PITCH, TRACK, Level, Song
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Figures:
 
 
 def prompts(
-    task: Composer, songs: Sequence[Song], bars: int, count: int, split: str = "test"
+    task: Composer, songs: Sequence[Song], bars: int, more: int, count: int, split: str = "test"
 ) -> list[tuple[Song, Song]]:
-    """(prompt of ``bars`` bars and the pick-up, whole song) of the first songs of a side that are long enough."""
+    """(prompt of ``bars`` bars and the pick-up, whole song) of the first songs with ``more`` (or as many) to come."""
     found = []
     for index in task.split[split].tolist():
         song = songs[index]
         all_bars = events.bars_of(song)
         first = bars + (all_bars[0].offset > 0)
-        if len(all_bars) >= first + bars and len(song.tracks) == len(RANGES):
+        if len(all_bars) >= first + min(more, bars) and len(song.notes):
             found.append((_head(song, all_bars[first].start), song))
     return found[:count]
 
@@ -82,24 +82,28 @@ def judge(
     continuation, what there is counts, note for tick.
     """
     wishes = wishes or Wishes(context=task.size.context)
+    chosen, figures = prompts(task, songs, prompt_bars, bars, count), []
+    if not chosen:
+        raise ValueError(f"no song kept from training has {prompt_bars} bars and {bars} more: ask for fewer bars")
     library = Library([task.songs[i].notes for i in task.split["train"]], transposed=True)
-    chosen, figures = prompts(task, songs, prompt_bars, count), []
     for number, (prompt, song) in enumerate(chosen):
         for seed in seeds:
             asked = replace(wishes, seed=seed)
             if accompany:
-                written = accompaniment(model, song, 0, asked)
+                lead = structure.melody_track(song)
+                written = accompaniment(model, song, lead, asked)
                 notes, start, stop = written.song.notes.copy(), written.start, song.ticks
-                notes[:, TRACK] += 1
-                real = song.notes[song.notes[:, TRACK] > 0]
-                ranges = RANGES
+                real, ranges = song.notes[song.notes[:, TRACK] != lead], RANGES[1:]
             else:
                 written = continuation(model, prompt, bars, asked)
                 notes, start, stop = written.song.notes.copy(), written.start, written.start + written.song.ticks
-                real, ranges = song.notes, RANGES
+                real, ranges = song.notes, _ranges(song)
             notes[:, ONSET] += start
             real = real[(real[:, ONSET] >= (0 if accompany else start)) & (real[:, ONSET] < stop)]
-            kept = _kept(written.state.notes, song if accompany else prompt, accompany)
+            kept = _kept(
+                written.state.notes,
+                replace(song, notes=song.notes[song.notes[:, TRACK] == lead]) if accompany else prompt,
+            )
             figures.append(
                 _measured(song, seed, notes, real, start, min(stop, song.ticks), stop, ranges, library, kept)
             )
@@ -108,12 +112,21 @@ def judge(
     return figures
 
 
-def _kept(notes: Sequence[tuple[int, ...]], song: Song, melody: bool) -> bool:
-    """Whether the state begins with the song's own notes."""
-    own = song.notes[song.notes[:, TRACK] == 0] if melody else song.notes
-    begin = int(own[:, ONSET].min())
-    expected = {(o - begin, length, pitch, track) for o, length, pitch, track, _ in own.tolist()}
-    return expected <= {note[:4] for note in notes}
+def _ranges(song: Song) -> Sequence[tuple[int, int]]:
+    """Of each track: of the four voices where there are four, else its own and a third below and above."""
+    if len(song.tracks) == len(RANGES):
+        return RANGES
+    pitches = [song.notes[song.notes[:, TRACK] == track, PITCH] for track in range(len(song.tracks))]
+    return [(int(own.min(initial=127)) - 4, int(own.max(initial=0)) + 4) for own in pitches]
+
+
+def _kept(notes: Sequence[tuple[int, ...]], song: Song) -> bool:
+    """Whether the state holds the song's own notes, each at its place, in some octave (see `arrange`)."""
+    begin = int(song.notes[:, ONSET].min())
+    expected = {
+        (onset - begin, pitch % 12) for onset, _, pitch, track, _ in song.notes.tolist() if track not in song.drums
+    }
+    return expected <= {(onset, pitch % 12) for onset, _, pitch, *_ in notes}
 
 
 def _measured(
