@@ -37,6 +37,7 @@ _TASKS: dict[str, str] = {
     "pixels": "relpos.tasks.long_range.pixels:Pixels",
     "retrieval": "relpos.tasks.long_range.documents:Retrieval",
     "text": "relpos.tasks.long_range.documents:Text",
+    "tokens": "relpos.tasks.music.event_task:Tokens",
     "translate": "relpos.tasks.translate:Translate",
 }
 

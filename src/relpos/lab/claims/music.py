@@ -65,25 +65,17 @@ class Part:
     key: str
     title: str
     task: str
-    options: Mapping[str, Any]
+    labels: str
     pop909: bool = False
-
-    @property
-    def honest(self) -> bool:
-        return self.options["labels"] == "honest"
-
-
-def _part(key: str, words: str, task: str, labels: str, pop909: bool = False) -> Part:
-    return Part(key, words, task, {"labels": labels}, pop909)
 
 
 PARTS = (
-    _part("chorales-accompaniment", "Chorales, the lower parts to the soprano", "accompaniment", "honest"),
-    _part("chorales-next", "Chorales, the next tick", "next-step", "honest"),
-    _part("pop909-accompaniment", "POP909, the accompaniment to the melody", "accompaniment", "honest", True),
-    _part("pop909-next", "POP909, the next tick", "next-step", "honest", True),
-    _part("chorales-oracle", "Chorales, the lower parts to the soprano and their chords", "accompaniment", "oracle"),
-    _part("pop909-oracle", "POP909, the accompaniment to the melody and its chords", "accompaniment", "oracle", True),
+    Part("chorales-accompaniment", "Chorales, the lower parts to the soprano", "accompaniment", "honest"),
+    Part("chorales-next", "Chorales, the next tick", "next-step", "honest"),
+    Part("pop909-accompaniment", "POP909, the accompaniment to the melody", "accompaniment", "honest", True),
+    Part("pop909-next", "POP909, the next tick", "next-step", "honest", True),
+    Part("chorales-oracle", "Chorales, the lower parts to the soprano and their chords", "accompaniment", "oracle"),
+    Part("pop909-oracle", "POP909, the accompaniment to the melody and its chords", "accompaniment", "oracle", True),
 )
 
 _COMMON = {"data": "chorales", "pop909": None, "parts": None, "others": True, "ticks": 4, "depth": 2, "heads": 4}
@@ -110,7 +102,7 @@ def run(order: Order) -> Finding:
     s = order.settings
     found = {}
     for part in chosen(s):
-        order.reporter.say(f"\n{part.title}, {part.options['labels']} labels")
+        order.reporter.say(f"\n{part.title}, {part.labels} labels")
         full = _compare(order, part, {**PLAIN, **STRUCTURE}, s["seeds"], part.key)
         rest = _compare(order, part, OTHERS, s["seeds"][:1], f"{part.key}-others") if s["others"] else None
         found[part] = full, rest
@@ -135,7 +127,7 @@ def _compare(order: Order, part: Part, contestants: Mapping[str, str], seeds: Se
     from relpos.lab.compare import without_the_unable
 
     s = order.settings
-    options = {"ticks": s["ticks"], "quarters": s["quarters"], **part.options}
+    options = {"ticks": s["ticks"], "quarters": s["quarters"], "labels": part.labels}
     options |= {"data": "pop909", "path": s["pop909"]} if part.pop909 else {"data": s["data"]}
     task = tasks.get(part.task, **options)
     settings = Settings(
@@ -161,10 +153,10 @@ def conclude(found: Mapping[Part, tuple[Results, Results | None]], s: Mapping[st
         if None in best.values():
             continue
         (plain, plain_loss), (structure, structure_loss) = best["plain"], best["structure"]  # type: ignore[misc]
-        if part.honest:
+        if part.labels == "honest":
             verdicts.append(apart(plain_loss, structure_loss))
         sentences.append(
-            f"{part.title} ({part.options['labels']} labels): {structure} {structure_loss.text()} against {plain} "
+            f"{part.title} ({part.labels} labels): {structure} {structure_loss.text()} against {plain} "
             f"{plain_loss.text()}"
         )
     holds = all(verdicts) if verdicts else None
@@ -189,7 +181,7 @@ def _body(found: Mapping[Part, tuple[Results, Results | None]], s: Mapping[str, 
     method = (__doc__ or "").split("\n\n", 1)[1].strip()
     parts = [f"![Loss against that of no encoding, by part]({PICTURES}/{name}.png)"]
     for part, (full, rest) in found.items():
-        parts += [f"## {part.title}: {part.options['labels']} labels", *_section(part, full, rest)]
+        parts += [f"## {part.title}: {part.labels} labels", *_section(part, full, rest)]
     sizes = (
         f"Here: {s['depth']} layers of width {s['dim']}, {s['heads']} heads, {s['steps']} steps of {s['batch']} "
         f"windows of {s['quarters']} quarters at {s['ticks']} ticks a quarter, AdamW, dropout 0.1, peak rate "

@@ -55,7 +55,7 @@ class AABA:
     vocabulary = FIRST + PATTERNS
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
-            "seeds": (0,), "steps": 1500, "batch": 32, "rates": (3e-3,), "budget": 4.0,
+            "seeds": (0,), "steps": 2000, "batch": 32, "rates": (3e-3,), "budget": 4.5,
             "model": {"dim": 64, "depth": 2, "heads": 2},
             "encodings": ("nope", "shaw", "structure_ape", "structure_rpe", "same_label"),
         },
@@ -129,7 +129,7 @@ class AABA:
         """``relpos.models.Transformer``; levels of labels are filled in: ``section`` is the only one here."""
         from relpos.models import Transformer
 
-        arguments: dict[str, Any] = {"dim": 64, "depth": 2, "heads": 2, "embedding_scale": 8.0, **options}
+        arguments: dict[str, Any] = {"dim": 64, "depth": 2, "heads": 2, "embedding_scale": 50.0, **options}
         given = dict(arguments.pop("encoding_options", None) or {})
         levels = {"section": self.letters + 1}
         own = structure_options(encoding, levels, self.train_length, self.train_length, given)
