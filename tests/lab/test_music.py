@@ -199,4 +199,3 @@ def test_a_check_prints_its_table(network: Path) -> None:
     for words in ("2 pieces of writing, from 1 pieces never seen", "| notes against the real ones |", "copy a bar"):
         assert words in text
     assert "| prompt unchanged | 1.00 |" in text
-    assert "no song" in relpos("check", "--model", network, "--bars", 500, status=2)

@@ -76,7 +76,7 @@ def _compose(
 ) -> None:
     if request.wav:
         _player()
-    score, song = _opened(file, request.meter)
+    score, song, late = _opened(file, request.meter)
     _say_about(song, reporter)
     try:
         write(_Silent(), song, request.wishes(0, 64), None)
@@ -91,7 +91,7 @@ def _compose(
         with reporter.step(f"seed {wishes.seed}") as step:
             written = write(loaded.model, song, wishes, step)
         target = output if request.takes == 1 else output.with_stem(f"{output.stem}-{take + 1}")
-        result = midifile.append(score, written.song, written.start / GRID)
+        result = midifile.append(score, written.song, written.start / GRID + late)
         data = result.dumps_midi()
         write_atomic(target, data)
         reporter.say(f"wrote {target}: {len(written.song.notes)} new notes (seed {wishes.seed})")
@@ -123,26 +123,38 @@ class _Silent:
         raise _Asked
 
 
-def _opened(file: Path, meter: str | None = None) -> tuple[Any, Song]:
-    """The file, in its own ticks and on the grid. LabError where it cannot be read or its notes lie on no grid."""
+def _opened(file: Path, meter: str | None = None) -> tuple[Any, Song, float]:
+    """The file in its own ticks, on the grid, and where the grid begins, in quarters: up to half a 16th off.
+
+    LabError where the file cannot be read or its notes lie on no grid.
+    """
     try:
         score = midifile.read_exact(file)
-        song = midifile.song_of(score, file.stem, GRID)
+        late = _late(score, file)
+        song = midifile.song_of(score.shift_time(-late) if late else score, file.stem, GRID)
     except FileNotFoundError:
         raise LabError(f"there is no file {file}") from None
     except (ValueError, OSError) as error:
         raise LabError(str(error)) from error
     if meter is not None:
         song = replace(song, meters=((0, *_meter(meter)),), levels={})
-    onsets = np.concatenate([np.asarray(track.notes.numpy()["time"]) for track in score.tracks]) * GRID
-    off = np.abs(onsets / score.ticks_per_quarter - np.rint(onsets / score.ticks_per_quarter))
+    return score, song, late / score.ticks_per_quarter
+
+
+def _late(score: Any, file: Path) -> int:
+    """By how many of its ticks the file's notes begin after the 16ths of its beat, as a whole."""
+    onsets = np.concatenate([np.asarray(track.notes.numpy()["time"]) for track in score.tracks])
+    parts = onsets * GRID / score.ticks_per_quarter
+    turn = float(np.angle(np.exp(2j * np.pi * parts).mean())) / (2 * np.pi)
+    off = np.abs(parts - turn - np.rint(parts - turn))
     share = float((off <= _NEAR).mean())
     if share < _LEAST_ON_GRID:
         raise LabError(
             f"{file}: only {share:.0%} of its notes begin on a 16th of its beat, so that bars and beats cannot be made "
             "out; quantise it in your sequencer (to 16ths) first"
         )
-    return score, song
+    late = round(turn * score.ticks_per_quarter / GRID)
+    return late if abs(turn) > _NEAR and onsets.min() >= late else 0
 
 
 def _meter(text: str) -> tuple[int, int]:

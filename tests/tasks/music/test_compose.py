@@ -17,6 +17,7 @@ from relpos.tasks.music.arrange import view
 from relpos.tasks.music.compose import Wishes, accompaniment, continuation
 from relpos.tasks.music.composer import Composer, Size
 from relpos.tasks.music.guide import LEAD
+from relpos.tasks.music.judge import judge
 from relpos.tasks.music.song import LENGTH, ONSET, PITCH, TRACK, Level, Song
 from relpos.tasks.music.tokens import VOCABULARY
 from relpos.tasks.music.writing import Reader
@@ -240,9 +241,8 @@ def test_songs_that_cannot_be_gone_on_with_are_refused() -> None:
 
 
 def test_training_windows_are_a_pure_function_and_their_places_those_of_the_clock() -> None:
-    task = Composer(
-        [replace(chorale(n), name=f"s{n}") for n in (2, 3, 4, 5)], Size(dim=32, depth=1, heads=2, context=60)
-    )
+    songs = [replace(chorale(n), name=f"s{n}") for n in (2, 3, 4, 5)]
+    task = Composer(songs, Size(dim=32, depth=1, heads=2, context=60))
     tokens, places = task.batch(3, 1, 4)
     again, _ = task.batch(3, 1, 4)
     assert torch.equal(tokens, again) and tokens.shape == (4, 61)
@@ -254,6 +254,8 @@ def test_training_windows_are_a_pure_function_and_their_places_those_of_the_cloc
     counted = sum(len(task.row(int(i)).tokens) - 1 for i in side)
     assert task.evaluate(model, "validation", 60).count == counted
     losses = task.baselines("validation", 60)
+    with pytest.raises(ValueError, match="no song kept from training has 90 bars"):
+        judge(model, task, songs, prompt_bars=90)
     assert losses["copy a bar"]["loss"] < losses["bigram"]["loss"] < losses["uniform"]["loss"]
 
 

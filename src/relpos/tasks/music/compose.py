@@ -29,6 +29,7 @@ TICKS_PER_QUARTER = 4
 LOWER_VOICES = ("Alto", "Tenor", "Bass")
 _SOPRANO = (62.0, 76.0)  # where the mean of a melody lies that the lower voices fit under
 _DRUM_BARS = 4  # that go on in turn
+_KEY_BARS = 8  # whose pitch classes are at home in what follows
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def continuation(
     fresh = [Bar(start + i * last.whole, last.whole, *new[0][:2], last.whole) for i in range(bars)]
     chords, roots = _harmony(wishes.chords, song.name, fresh, start)
     repeats = _repeats(wishes.form, [*old, *fresh], None)
-    plan = Plan(meters, seen.parts, None, chords, roots, repeats, wishes.leanings)
+    plan = Plan(meters, seen.parts, None, chords, roots, repeats, wishes.leanings, _unused(song, old))
     prompt = events.encode(seen.song, LEAD)[:-1]
     state = _write(model, plan, prompt, wishes, progress)
     notes = np.array([n for n in state.notes if n[0] >= start], dtype=np.int64).reshape(-1, 5)
@@ -298,6 +299,12 @@ def _velocities(seen: View, song: Song) -> np.ndarray:
     for part in seen.parts:
         velocity[list(part.tracks)] = part.velocity
     return velocity
+
+
+def _unused(song: Song, old: list[Bar]) -> np.ndarray:
+    """Pitch classes that the last bars do not have, (12,) bool."""
+    late = (song.notes[:, ONSET] >= old[-_KEY_BARS:][0].start) & ~np.isin(song.notes[:, TRACK], song.drums)
+    return np.bincount(song.notes[late, PITCH] % 12, minlength=12) == 0
 
 
 def _drums(song: Song, old: list[Bar], bars: int) -> np.ndarray:
