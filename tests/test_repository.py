@@ -44,6 +44,7 @@ def tracked() -> list[Path]:
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p, "python")], ids=relative)
 def test_python_blocks_of_a_document_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RELPOS_CACHE", str(tmp_path / "cache"))
     namespace: dict[str, object] = {"__name__": "document"}
     for line, text in blocks(path, "python"):
         exec(compile("\n" * line + text, str(path), "exec"), namespace)

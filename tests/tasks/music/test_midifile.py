@@ -149,6 +149,16 @@ def test_overlaps_zero_lengths_and_repetitions_within_a_tick(tmp_path: Path) -> 
     assert found.roll().sum() == 12 and found.onsets().sum() == 4
 
 
+def test_onsets_and_ends_go_to_the_nearest_tick(tmp_path: Path) -> None:
+    times = smf.track(
+        (59, smf.on(0, 60)), (120, smf.off(0, 60)), (1, smf.on(0, 61)), (119, smf.off(0, 61)), (2, smf.on(0, 62)),
+        (1, smf.off(0, 62)),
+    )  # fmt: skip
+    found = midifile.read(saved(tmp_path / "a.mid", smf.file(1, 480, times)))
+    # a tick is 120: 59 to 179, 180 to 299, and 301 to 302, which is no length and so one tick
+    np.testing.assert_array_equal(found.notes[:, :3], [[0, 1, 60], [2, 1, 61], [3, 1, 62]])
+
+
 def test_sustain_pedal_does_not_lengthen_notes(tmp_path: Path) -> None:
     held = smf.track(
         (0, smf.control(0, 64, 127)), (0, smf.on(0, 60)), (240, smf.off(0, 60)), (960, smf.control(0, 64, 0))
@@ -165,6 +175,7 @@ BROKEN = {
     "cut in the header": (smf.file(1, 480)[:10], "does not begin"),
     "cut in a track": (smf.file(1, 480, smf.NOTE, smf.NOTE)[:-6], r"track 2 of 2 at byte \d+ announces \d+ bytes"),
     "cut between tracks": (smf.file(1, 480, smf.NOTE, announced=3), "3 tracks are announced, 1 are there"),
+    "short header": (b"MThd" + bytes(20), "0 bytes long"),
     "no tracks": (smf.file(1, 480), "no notes"),
     "damaged event": (smf.file(1, 480, smf.NOTE.replace(b"\x90\x3c", b"\x90\xfc")), "damaged"),
     "format 2": (smf.file(2, 480, smf.NOTE), "format 2"),
@@ -277,6 +288,13 @@ def test_append_keeps_every_event_of_the_file_and_adds_the_new_notes(tmp_path: P
     assert [t.name for t in found.tracks] == ["Piano", "Bass"] and events(found.tracks[1])[0] == [(1440, 480, 40, 93)]
     assert [(t.time, t.mspq) for t in found.tempos] == [(0, 600_000), (1440, round(6e7 / 90))]
     assert [(m.time, m.numerator) for m in found.time_signatures] == [(0, 3)]
+
+
+def test_append_moves_a_new_meter_to_where_it_belongs(tmp_path: Path) -> None:
+    score = midifile.read_exact(saved(tmp_path / "a.mid", smf.file(1, 480, smf.NOTE)))
+    new = song([(0, 4, 50, 0, 80)], tracks=("b",), meters=((0, 4, 4), (16, 3, 4)))
+    result = midifile.append(score, new, 4)
+    assert [(m.time, m.numerator, m.denominator) for m in result.time_signatures] == [(8 * 480, 3, 4)]
 
 
 def test_append_matches_tracks_of_one_name_in_their_order(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ tick, velocity and controller, and the new notes follow.
 What a grid cannot hold is settled so: onsets and ends go to the nearest tick, a note is at least one tick long, where a
 pitch sounds twice in a track at once the earlier note ends where the later one begins, and of two that begin on one
 tick the longer is kept. The sustain pedal is not looked at: a note is as long as its key is held. A track that
-plays on several channels, or changes its program, becomes a track for each; a track without notes is left out.
+plays on several channels, or changes its program, becomes a track for each. Left out are tracks without notes, notes
+that never end, system-exclusive messages, and the silence after the last note.
 """
 
 from __future__ import annotations
@@ -259,6 +260,8 @@ def _check_chunks(data: bytes, path: str | Path) -> None:
         what = "is empty" if not data else "does not begin with the 14 bytes of a MIDI header"
         raise ValueError(f"{path} is not a MIDI file: it {what}")
     length, form, count, division = struct.unpack(">IHHH", data[4:14])
+    if length < 6:
+        raise ValueError(f"{path} is a damaged MIDI file: its header says that it is {length} bytes long, not 6")
     if form > 1:
         raise ValueError(f"{path} is a MIDI file of format {form}; formats 0 and 1 are read: save it as format 1")
     if division & 0x8000:

@@ -309,5 +309,6 @@ def load(
     beside = f"{sorted((starts or {}).items())} {None if table is None else table.tolist()}"
     beside = hashlib.sha256(beside.encode()).hexdigest()[:16]
     digest = f"{music.digest()} {labels.digest() if labels else 'none'} {beside}"
-    header = {"kind": "POP909", "format": _FORMAT, "files": digest, "missing": missing, "annotator": str(annotator)}
-    return packing.unpack(cache.cached(f"pop909-{ticks}", header, lambda: packing.pack(build())))
+    header = {"kind": "POP909", "format": _FORMAT, "files": digest}
+    name = f"pop909-{ticks}-annotator{annotator}-{missing}"
+    return packing.unpack(cache.cached(name, header, lambda: packing.pack(build())))

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,10 @@ class Files:
 
     def __init__(self, path: Path, inside: str = "POP909") -> None:
         self.path, self.inside = path, inside
-        self.archive = zipfile.ZipFile(path) if path.is_file() else None
+        try:
+            self.archive = zipfile.ZipFile(path) if path.is_file() else None
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     def read(self, song: int, name: str) -> bytes | None:
         try:
@@ -37,6 +41,8 @@ class Files:
             return (self.path / self.inside / f"{song:03d}" / name).read_bytes()
         except (KeyError, FileNotFoundError):
             return None
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.where(song, name)} is damaged: {error}") from error
 
     def where(self, song: int, name: str) -> str:
         return f"{self.path}/{self.inside}/{song:03d}/{name}"
@@ -79,7 +85,7 @@ def start_positions(root: Path) -> dict[int, int] | None:
     if not path.is_file():
         return None
     found = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
                 found[int(row["ID"])] = int(row["Position"])

@@ -55,7 +55,10 @@ def _unpacked(bits: np.ndarray) -> np.ndarray:
 
 
 def read(path: str | Path) -> Windows:
-    """The windows of the file, or of the file of that name in a folder. ValueError where it is another file."""
+    """The windows of the file, or of the file of that name in a folder; about half a GB, most of it packed rolls.
+
+    ValueError where it is another file.
+    """
     path = Path(path)
     path = path / "pop909_512_compact.npz" if path.is_dir() else path
     with np.load(path, allow_pickle=False) as file:

@@ -21,8 +21,8 @@ from relpos.tasks.music.song import LENGTH, ONSET, PITCH, TRACK, Level, Song
 SECTIONS = tuple(string.ascii_lowercase + string.ascii_uppercase)  # a section's integer is its letter's place in it
 UNNAMED = SECTIONS.index("x")
 MELODY_NAMES = ("melody", "soprano", "vocal", "voice", "lead", "right hand")
-ALIKE = 0.6  # least mean cosine of two phrases that are given one letter
-PHRASES = (8, 4, 2)  # lengths in bars that `sections` considers
+ALIKE = 0.65  # least mean cosine of two phrases that are given one letter
+PHRASES = (4, 8, 2)  # lengths in bars that `sections` considers
 
 
 def with_levels(song: Song, levels: Mapping[str, Level]) -> Song:
@@ -142,7 +142,7 @@ def melody(song: Song, track: str | int | None = None, from_target: bool = False
 
 
 def bar_chroma(song: Song) -> np.ndarray:
-    """(bars, 24): how long each pitch class sounds in the first and in the second half of every bar, drums left out."""
+    """(bars, 48): how long each pitch class sounds in every quarter of every bar, drums left out."""
     bar = bars(song)
     starts = bar_starts(bar)
     lengths = np.diff([*starts, song.ticks])
@@ -152,10 +152,10 @@ def bar_chroma(song: Song) -> np.ndarray:
     np.add.at(sounding, (first, notes[:, PITCH] % 12), 1)
     np.add.at(sounding, (last, notes[:, PITCH] % 12), -1)
     sounding = np.cumsum(sounding, axis=0)[:-1]
-    half = (np.arange(song.ticks) - starts[bar]) * 2 // lengths[bar] if song.ticks else bar
-    found = np.zeros((len(starts), 2, 12))
-    np.add.at(found, (bar, half), sounding)
-    return found.reshape(len(starts), 24)
+    part = (np.arange(song.ticks) - starts[bar]) * 4 // lengths[bar] if song.ticks else bar
+    found = np.zeros((len(starts), 4, 12))
+    np.add.at(found, (bar, part), sounding)
+    return found.reshape(len(starts), 48)
 
 
 def self_similarity(features: np.ndarray) -> np.ndarray:
@@ -170,45 +170,41 @@ def self_similarity(features: np.ndarray) -> np.ndarray:
 def sections(song: Song) -> Level:
     """The level "section", estimated from the notes by self-similarity; the same notes give the same letters.
 
-    Bars (after a pick-up) are described by `bar_chroma` and grouped into phrases of 8, 4 or 2: the length that lets
-    most phrases recur, of equals the longest; four where nothing recurs. Two phrases are alike where the mean cosine of
-    their bars, one by one, is at least `ALIKE`. From the first phrase on, each takes the letter of the most similar
-    phrase that stands for a letter, or the next letter where none is alike.
+    Bars (after a pick-up) are described by `bar_chroma` and compared by cosine about the mean, and grouped into phrases
+    of 4, 8 or 2. Two phrases are alike where the mean cosine of their bars, one by one, is at least `ALIKE`. From the
+    first phrase on, each takes the letter of the phrase most like it of those that stand for a letter, or the next
+    where none is alike. Of the three lengths that one is taken which describes the piece in the fewest bars: all bars
+    of the phrases that stand for letters, what the others differ from them, and one for the letter of each phrase.
     """
     features = bar_chroma(song)
     starts = [*bar_starts(bars(song)).tolist(), song.ticks]
     pick_up = int(len(starts) > 3 and starts[1] - starts[0] < starts[2] - starts[1])
     alike = self_similarity(features[pick_up:]) if len(features) else np.zeros((0, 0))
-    lettered = {length: _letters(alike, length) for length in PHRASES}
-    recurring = {length: _recurring(found) for length, found in lettered.items()}
-    best = max(PHRASES, key=lambda n: (round(recurring[n], 9), n)) if any(recurring.values()) else 4
-    letters = np.repeat(lettered[best], best)[: len(alike)]
+    found = {length: _letters(alike, length) for length in PHRASES}
+    repeats = any(len(set(letters)) < len(letters) for letters, _ in found.values())
+    best = min(PHRASES, key=lambda length: round(found[length][1], 9)) if repeats else PHRASES[0]
+    letters = np.repeat(np.array(found[best][0], dtype=np.int64), best)[: len(alike)]
     letters = np.concatenate([letters[:1]] * pick_up + [letters])
     source = f"estimated by self-similarity of chroma, phrases of {best} bars"
     return per_bar(letters + SECTIONS.index("A"), song, names=SECTIONS, source=source, from_target=True)
 
 
-def _letters(alike: np.ndarray, length: int) -> np.ndarray:
-    """(phrases,) int64, numbers of letters from 0 on; at most 26."""
-    starts = range(0, len(alike), length)
+def _letters(alike: np.ndarray, length: int) -> tuple[list[int], float]:
+    """Number of the letter of every phrase, from 0 on and at most 26 of them, and how many bars describe the piece."""
     models: list[int] = []  # where the phrase that stands for a letter starts
     found: list[int] = []
-    for start in starts:
-        scores = []
-        for model in models:
-            size = min(length, len(alike) - start)
-            scores.append(float(np.diagonal(alike[model : model + size, start : start + size]).mean()))
+    cost = 0.0
+    for start in range(0, len(alike), length):
+        size = min(length, len(alike) - start)
+        scores = [float(np.diagonal(alike[m : m + size, start : start + size]).mean()) for m in models]
         if scores and (max(scores) >= ALIKE or len(models) == 26):
             found.append(int(np.argmax(scores)))
+            cost += 1 + size * (1 - max(scores))
         else:
             found.append(len(models))
             models.append(start)
-    return np.array(found, dtype=np.int64)
-
-
-def _recurring(letters: np.ndarray) -> float:
-    """Share of the phrases whose letter occurs more than once."""
-    return float((np.bincount(letters)[letters] > 1).mean()) if len(letters) else 0.0
+            cost += 1 + size
+    return found, cost
 
 
 def complete(song: Song) -> Song:

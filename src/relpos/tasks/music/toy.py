@@ -5,9 +5,9 @@ chord below. So each song has a short form, ``tokens``, the pattern of every bar
 next bar depends on the kind:
 
 "aaba"   a section is a run of patterns, drawn anew for each song, and comes back note for note as the form says.
-"label"  every bar has a label drawn at random, and the label decides the pattern: through one table for all songs, or
-         (``fixed=False``) through a table that each song draws for itself, no two labels alike. Neither order nor lag
-         says anything, so that who does not see the label of the bar that is asked for is left with guessing.
+"label"  every bar has a label drawn at random, and the label decides the pattern: through one table for all songs and
+         seeds, or (``fixed=False``) through a table that each song draws for itself, no two labels alike. Neither order
+         nor lag says anything: who does not see the label of the bar that is asked for is left with guessing.
 "lag"    the bar repeats the one ``lag`` bars before, or with probability ``fresh`` is drawn at random; labels are drawn
          at random and say nothing.
 
@@ -32,6 +32,7 @@ KINDS = ("aaba", "label", "lag")
 TRACKS = ("melody", "accompaniment")
 _FIRST = SECTIONS.index("A")
 _QUARTERS = 4
+MOST = 192  # patterns that are sure to differ
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ def make(
     total = len(form) * bars
     if count < 1 or bars < 1 or total < 2 or ticks < 1:
         raise ValueError(f"at least 1 song of 2 bars, got {count} songs of {len(form)} sections of {bars} bars")
-    if patterns < 2 or not 1 <= letters <= min(patterns, 26):
+    if patterns > MOST:
+        raise ValueError(f"at most {MOST} patterns differ, got {patterns}")
+    if patterns < 2 or (kind != "aaba" and not 1 <= letters <= min(patterns, 26)):
         raise ValueError(f"patterns must be 2 or more and letters 1 to that, 26 at most, got {patterns} and {letters}")
-    if not 1 <= lag < total or not 0 <= fresh <= 1:
+    if kind == "lag" and not (1 <= lag < total and 0 <= fresh <= 1):
         raise ValueError(f"lag must be 1 to {total - 1} and fresh 0 to 1, got {lag} and {fresh}")
     draw = np.random.default_rng([seed, KINDS.index(kind)])
-    table = draw.permutation(patterns)[:letters]
+    table = np.random.default_rng([patterns, letters]).permutation(patterns)[:letters]  # the same for every seed
     rows = []
     for _ in range(count):
         if kind == "aaba":
