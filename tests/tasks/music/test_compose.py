@@ -155,6 +155,20 @@ def test_a_full_context_begins_anew_with_a_bar() -> None:
     torch.testing.assert_close(found, fresh.logits(), atol=1e-5, rtol=1e-4)
 
 
+def test_of_a_long_prompt_the_network_reads_what_fits_and_the_file_keeps_the_rest() -> None:
+    class Counting(Whims):
+        longest = 0
+
+        def __call__(self, chunk: Tensor, **options: Any) -> Tensor:
+            self.longest = max(self.longest, chunk.shape[1])
+            return super().__call__(chunk, **options)
+
+    model, prompt = Counting(0), chorale(300)  # ten minutes
+    written = continuation(model, prompt, 1, Wishes(context=200))
+    assert 0 < model.longest <= 100
+    assert len([n for n in written.state.notes if n[0] < 4800]) == len(prompt.notes)
+
+
 def test_chords_are_heard_on_the_beats() -> None:
     prompt, wishes = chorale(4), Wishes(3, chords="C | G7")
     written = continuation(Whims(3, spread=1.0), prompt, 8, wishes).song.notes

@@ -56,7 +56,7 @@ class Leanings:
     root: float = 2.0
     crossing: float = -4.0
     parallel: float = -3.0
-    unused: float = -1.5
+    unused: float = -1.0
     clash: float = -2.0
     repeat: float = 4.0
 
