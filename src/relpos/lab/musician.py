@@ -76,6 +76,8 @@ def _compose(
 ) -> None:
     if request.wav:
         _player()
+    if output.exists() and file.exists() and output.samefile(file):
+        raise LabError(f"-o names {file} itself, which stays as it is: give another name")
     score, song, late = _opened(file, request.meter)
     _say_about(song, reporter)
     try:
@@ -91,12 +93,13 @@ def _compose(
         with reporter.step(f"seed {wishes.seed}") as step:
             written = write(loaded.model, song, wishes, step)
         target = output if request.takes == 1 else output.with_stem(f"{output.stem}-{take + 1}")
-        result = midifile.append(score, written.song, written.start / GRID + late)
-        data = result.dumps_midi()
+        # Tempo and meter are the file's: what the new song has of them beyond its beginning stands there already.
+        new = replace(written.song, tempos=written.song.tempos[:1], meters=written.song.meters[:1])
+        data = midifile.append(score, new, written.start / GRID + late).dumps_midi()
         write_atomic(target, data)
         reporter.say(f"wrote {target}: {len(written.song.notes)} new notes (seed {wishes.seed})")
         if request.png:
-            _draw(target, output, written, song, reporter)
+            _draw(target, written, song, reporter)
         if request.wav:
             sound = target.with_suffix(".wav")
             write_atomic(sound, _played(data))
@@ -188,14 +191,14 @@ def _track(song: Song, melody: str | None) -> int | None:
     raise LabError(f"there is no track {melody!r} with notes; there are {names}")
 
 
-def _draw(target: Path, output: Path, written: compose.Written, old: Song, reporter: Reporter) -> None:
+def _draw(target: Path, written: compose.Written, old: Song, reporter: Reporter) -> None:
     from relpos.tasks.music.overview import picture
 
     song = midifile.read(target, GRID)
     new_from = written.start if written.start >= old.ticks - GRID else None
-    picked = target.with_suffix(".png")
-    write_atomic(picked, picture(song, target.name, new_from))
-    reporter.say(f"wrote {picked}")
+    image = target.with_suffix(".png")
+    write_atomic(image, picture(song, target.name, new_from))
+    reporter.say(f"wrote {image}")
 
 
 def view_file(file: Path, output: Path, form: str | None, reporter: Reporter) -> None:
