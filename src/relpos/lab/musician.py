@@ -14,7 +14,7 @@ from relpos.lab import composing
 from relpos.lab.checkpoint import write_atomic
 from relpos.lab.errors import LabError
 from relpos.lab.progress import Reporter
-from relpos.tasks.music import compose, midifile, structure
+from relpos.tasks.music import compose, events, midifile, structure
 from relpos.tasks.music.arrange import KNOWN_METERS, known_meter
 from relpos.tasks.music.song import Song
 
@@ -99,7 +99,7 @@ def _compose(
         write_atomic(target, data)
         reporter.say(f"wrote {target}: {len(written.song.notes)} new notes (seed {wishes.seed})")
         if request.png:
-            _draw(target, written, song, reporter)
+            _draw(target, written, song, request.form, reporter)
         if request.wav:
             sound = target.with_suffix(".wav")
             write_atomic(sound, _played(data))
@@ -191,13 +191,15 @@ def _track(song: Song, melody: str | None) -> int | None:
     raise LabError(f"there is no track {melody!r} with notes; there are {names}")
 
 
-def _draw(target: Path, written: compose.Written, old: Song, reporter: Reporter) -> None:
+def _draw(target: Path, written: compose.Written, old: Song, form: str | None, reporter: Reporter) -> None:
     from relpos.tasks.music.overview import picture
 
     song = midifile.read(target, GRID)
     new_from = written.start if written.start >= old.ticks - GRID else None
+    starts = compose.section_starts(form, written.state.bars) if form else []
+    sections = [(tick + written.before, letter) for tick, letter in starts]
     image = target.with_suffix(".png")
-    write_atomic(image, picture(song, target.name, new_from))
+    write_atomic(image, picture(song, target.name, new_from, sections))
     reporter.say(f"wrote {image}")
 
 
@@ -207,10 +209,15 @@ def view_file(file: Path, output: Path, form: str | None, reporter: Reporter) ->
 
     try:
         song = midifile.read(file, GRID)
-        level = structure.form(form, song) if form else structure.sections(song)
-        bars = np.flatnonzero(np.diff(level.values, prepend=-1))
-        sections = [(int(tick), level.names[level.values[tick]]) for tick in bars]
-        data = picture(song, f"{file.name} (sections: {level.source})", sections=sections)
+        if form:
+            kept, before = compose.trimmed(song)
+            starts = compose.section_starts(form, events.bars_of(kept))
+            sections, source = [(tick + before, letter) for tick, letter in starts], "as given"
+        else:
+            level = structure.sections(song)
+            edges = np.flatnonzero(np.diff(level.values, prepend=-1)).tolist()
+            sections, source = [(tick, level.names[level.values[tick]]) for tick in edges], level.source
+        data = picture(song, f"{file.name} (sections: {source})", sections=sections)
     except FileNotFoundError:
         raise LabError(f"there is no file {file}") from None
     except (ValueError, OSError) as error:

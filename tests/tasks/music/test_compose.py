@@ -197,6 +197,14 @@ def test_equally_long_sections_of_one_letter_are_two() -> None:
     assert compose._places("i1A2", 4) == [(8, 0), (26, 0), (26, 1), (-1, 0)]
 
 
+def test_a_pick_up_is_not_counted_and_a_rest_on_the_first_beat_is_no_pick_up() -> None:
+    tail = [(16 * bar, 16, 62, 0) for bar in range(1, 5)]
+    for first, expected in ((12, [(4, "A"), (36, "B")]), (2, [(0, "A"), (30, "B")])):
+        kept, _ = compose.trimmed(song([(first, 4, 60, 0), *tail]))
+        bars = events.bars_of(kept)[: 5 if first == 12 else 4]
+        assert compose.section_starts("AB", bars) == expected
+
+
 def test_drums_go_on_with_their_last_bars() -> None:
     beat = [(16 * bar + 4 * i, 1, 36 + 2 * (i % 2) + bar % 2, 1) for bar in range(4) for i in range(4)]
     prompt = song([(4 * i, 4, 60 + i % 5, 0) for i in range(16)] + beat, 2, drums=(1,))

@@ -7,7 +7,7 @@ a user's file can leave every note of it alone (`midifile.append`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ class Wishes:
 
     seed, temperature, top_p   of sampling; context: events that the network reads at once
     chords   a chart as text, or the path of one (see `chords.chart`): of the new bars of a continuation, of the
-             melody's bars for an accompaniment, from the first whole bar on; begins again where it is shorter
-    form     as AABA or i4A8B8 (see `structure.form_bars`), of all whole bars, old and new: a bar of a section repeats,
-             with some freedom, the bar at its place in the first section of that letter. In an accompaniment it does so
-             where the melody does
+             melody's bars for an accompaniment, from the first bar after a pick-up on; begins again where it is shorter
+    form     as AABA or i4A8B8 (see `structure.form_bars`), of all bars but a pick-up, old and new: a bar of a section
+             repeats, with some freedom, the bar at its place in the first section of that letter. In an accompaniment
+             it does so where the melody does
     """
 
     seed: int = 0
@@ -55,11 +55,15 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Written:
-    """song: the new notes, its tick 0 at tick ``start`` of the old song; state: all that the network wrote and read."""
+    """song: the new notes, its tick 0 at tick ``start`` of the old song; state: all that the network wrote and read.
+
+    before: ticks of silence in front of the old song that the state does not have.
+    """
 
     song: Song
     start: int
     state: State
+    before: int
 
 
 def continuation(
@@ -102,7 +106,7 @@ def continuation(
         tempos=((0, [tempo for tick, tempo in song.tempos if tick <= start][-1]),),
         meters=((0, meter[0], meter[1]),),
     )
-    return Written(written, start + lead_in, state)
+    return Written(written, start + lead_in, state, lead_in)
 
 
 def accompaniment(
@@ -141,8 +145,8 @@ def accompaniment(
         Part((index,), low, high, single=True, seamless=True, velocity=velocity)
         for index, (low, high) in enumerate(RANGES[1:])
     ]
-    whole_bars = bars[bars[0].offset > 0 :]
-    chords, roots = _harmony(wishes.chords, song.name, whole_bars, bars[0].ticks if bars[0].offset else 0)
+    counted = bars[_pick_up(bars) :]
+    chords, roots = _harmony(wishes.chords, song.name, counted, counted[0].start if counted else bars[-1].stop)
     meters = [(b.numerator, b.denominator, b.ticks) for b in bars]
     repeats = _repeats(wishes.form, bars, given)
     plan = Plan(meters, tuple(parts), given, chords, roots, repeats, wishes.leanings)
@@ -161,7 +165,7 @@ def accompaniment(
         programs=(program,) * len(LOWER_VOICES),
         drums=(),
     )
-    return Written(written, lead_in, state)
+    return Written(written, lead_in, state, lead_in)
 
 
 def skyline(notes: np.ndarray) -> np.ndarray:
@@ -250,7 +254,7 @@ def _repeats(form: str | None, bars: list[Bar], given: np.ndarray | None) -> Map
     """For each bar the first bar at its place in a section of its letter; with a melody, one of equal melody."""
     if form is None:
         return {}
-    pick_up = int(bars[0].offset > 0)
+    pick_up = _pick_up(bars)
     first: dict[tuple[Any, ...], int] = {}
     repeats = {}
     for index, place in enumerate(_places(form, len(bars) - pick_up), start=pick_up):
@@ -262,6 +266,22 @@ def _repeats(form: str | None, bars: list[Bar], given: np.ndarray | None) -> Map
         if place[0] >= 0 and first.setdefault(key, index) != index:
             repeats[index] = first[key]
     return repeats
+
+
+def section_starts(form: str, bars: Sequence[Bar]) -> list[tuple[int, str]]:
+    """(tick, letter) where each section of a form begins."""
+    pick_up = _pick_up(bars)
+    places = _places(form, len(bars) - pick_up)
+    return [
+        (bar.start, structure.SECTIONS[section])
+        for bar, (section, number) in zip(bars[pick_up:], places)
+        if section >= 0 and not number
+    ]
+
+
+def _pick_up(bars: Sequence[Bar]) -> int:
+    """1 where the first bar is half missing or more, and so is not counted as one; else 0."""
+    return int(len(bars) > 1 and 2 * bars[0].offset >= bars[0].whole)
 
 
 def _places(form: str, count: int) -> list[tuple[int, int]]:

@@ -48,7 +48,7 @@ def prompts(
     for index in task.split[split].tolist():
         song = songs[index]
         all_bars = events.bars_of(song)
-        first = bars + (all_bars[0].offset > 0)
+        first = bars + (2 * all_bars[0].offset >= all_bars[0].whole)
         if len(all_bars) >= first + min(more, bars) and len(song.notes):
             found.append((_head(song, all_bars[first].start), song))
     return found[:count]
