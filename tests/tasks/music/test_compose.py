@@ -237,6 +237,16 @@ def test_a_part_out_of_reach_is_moved_by_octaves_for_the_network_only() -> None:
     assert (new[:, PITCH] >= 96).all()
 
 
+def test_notes_that_a_shift_would_throw_out_are_folded_back() -> None:
+    wide = song([(0, 4, 20, 0), (4, 4, 22, 0), (8, 4, 24, 0), (12, 4, 127, 0)])
+    assert view(wide).parts[0].shift == 0
+    low = song([(4 * i, 4, 20, 0) for i in range(20)] + [(80, 4, 127, 0)])
+    assert view(low).parts[0].shift == 24
+    assert view(low).song.notes[-1, PITCH] == 127
+    assert accompaniment(Whims(0), low).song.ticks == 84
+    assert continuation(Whims(0), low, 1).song.ticks == 16
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

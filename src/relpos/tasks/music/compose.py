@@ -17,7 +17,7 @@ import numpy as np
 from relpos.tasks.base import Progress
 from relpos.tasks.music import chords as chords_of
 from relpos.tasks.music import events, structure
-from relpos.tasks.music.arrange import Part, View, home, known_meter, view
+from relpos.tasks.music.arrange import Part, View, folded, home, known_meter, octaves, view
 from relpos.tasks.music.grammar import Bar, State
 from relpos.tasks.music.guide import LEAD, Leanings, Plan
 from relpos.tasks.music.roll import RANGES
@@ -120,26 +120,13 @@ def accompaniment(
     wishes = wishes or Wishes()
     song = _checked(song)
     lead = structure.melody_track(song) if lead is None else lead
-    if not 0 <= lead < len(song.tracks):
-        raise ValueError(f"the melody is one of the tracks 0 to {len(song.tracks) - 1} of {song.name}, got {lead}")
-    own = song.notes[song.notes[:, TRACK] == lead]
-    if not len(own):
-        raise ValueError(f"the track {lead} of {song.name} has no notes")
-    melody, lead_in = trimmed(replace(song, notes=own))
-    line = skyline(melody.notes)
-    ticks = int((line[:, ONSET] + line[:, LENGTH]).max())
-    melody = _cut(replace(melody, notes=line), ticks)
-    shift = 0
-    mean = float(line[:, PITCH].mean())
-    while mean + shift < _SOPRANO[0]:
-        shift += 12
-    while mean + shift > _SOPRANO[1]:
-        shift -= 12
-    given = line.copy()
-    given[:, PITCH] += shift
+    melody, lead_in = _melody(song, lead)
+    given = melody.notes.copy()
     given[:, TRACK] = LEAD
+    shift = octaves(float(given[:, PITCH].mean()), *_SOPRANO)
+    given[:, PITCH] = folded(given[:, PITCH] + shift)
     bars = _known(events.bars_of(melody))
-    velocity = max(int(np.median(line[:, VELOCITY])) - 8, 1)
+    velocity = max(int(np.median(given[:, VELOCITY])) - 8, 1)
     parts = [Part((lead,), 0, 127, shift)]
     parts += [
         Part((index,), low, high, single=True, seamless=True, velocity=velocity)
@@ -158,7 +145,6 @@ def accompaniment(
     written = replace(
         melody,
         name=f"{song.name}, accompanied",
-        ticks=melody.ticks,
         tracks=LOWER_VOICES,
         notes=_in_order(notes),
         levels={},
@@ -166,6 +152,18 @@ def accompaniment(
         drums=(),
     )
     return Written(written, lead_in, state, lead_in)
+
+
+def _melody(song: Song, lead: int) -> tuple[Song, int]:
+    """The track in one voice, from its first note to its last, and the ticks of silence before."""
+    if not 0 <= lead < len(song.tracks):
+        raise ValueError(f"the melody is one of the tracks 0 to {len(song.tracks) - 1} of {song.name}, got {lead}")
+    own = song.notes[song.notes[:, TRACK] == lead]
+    if not len(own):
+        raise ValueError(f"the track {lead} of {song.name} has no notes")
+    melody, before = trimmed(replace(song, notes=own))
+    line = skyline(melody.notes)
+    return _cut(replace(melody, notes=line), int((line[:, ONSET] + line[:, LENGTH]).max())), before
 
 
 def skyline(notes: np.ndarray) -> np.ndarray:
