@@ -89,7 +89,7 @@ class Plan:
 
 
 class Guide:
-    """Follows a `State` that writes the plan. `forced` is the one token that must come, `leanings` weighs the rest."""
+    """Follows a `State` that writes the plan: `forced` is the one token that must come, else `weights` what to add."""
 
     def __init__(self, plan: Plan, state: State) -> None:
         self.plan, self.state = plan, state
