@@ -37,6 +37,7 @@ def tune(tmp_path: Path) -> Path:
     """Two tracks of a waltz at 97 quarters a minute, off the grid by a little, with a controller and a program."""
     score = symusic.Score(480)
     score.tempos.append(symusic.Tempo(0, qpm=97))
+    score.tempos.append(symusic.Tempo(2885, qpm=120))
     score.time_signatures.append(symusic.TimeSignature(0, 3, 4))
     for name, program, low in (("Flute", 73, 72), ("Left hand", 0, 48)):
         track = symusic.Track(name, program, False)
@@ -70,7 +71,9 @@ def test_continuing_keeps_every_note_tempo_meter_name_program_and_controller(net
     assert sum(map(len, notes(out))) > sum(map(len, notes(tune)))
     assert [(t.name, t.program) for t in new.tracks] == [("Flute", 73), ("Left hand", 0)]
     assert [[(c.time, c.number, c.value) for c in t.controls] for t in new.tracks] == [[(100, 64, 127)]] * 2
-    assert [t.mspq for t in new.tempos] == [t.mspq for t in old.tempos] and len(new.time_signatures) == 1
+    assert [(t.time, t.mspq) for t in new.tempos] == [(t.time, t.mspq) for t in old.tempos] and len(
+        new.time_signatures
+    ) == 1
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -86,6 +89,9 @@ def test_an_accompaniment_adds_three_tracks_under_the_melody(network: Path, tune
     out = tune.with_name("choir.mid")
     relpos("accompany", tune, "--melody", "Flute", "--chords", "C | F", "--form", "AA", "--model", network, "-o", out)
     assert notes(out)[:2] == notes(tune)
+    old, new = midifile.read_exact(tune), midifile.read_exact(out)
+    assert [(t.time, t.mspq) for t in new.tempos] == [(t.time, t.mspq) for t in old.tempos]
+    assert len(new.time_signatures) == 1
     tracks = [track.name for track in midifile.read_exact(out).tracks]
     assert tracks == ["Flute", "Left hand", "Alto", "Tenor", "Bass"]
     again = tune.with_name("again.mid")
@@ -159,6 +165,12 @@ def test_bad_wishes_end_in_one_line_before_anything_is_trained(options: list[str
     assert not out.exists()
 
 
+def test_the_file_itself_is_never_written_over(tune: Path) -> None:
+    before = tune.read_bytes()
+    assert "stays as it is" in relpos("continue", tune, "-o", tune, status=2)
+    assert tune.read_bytes() == before
+
+
 def test_a_melody_that_is_not_there_is_named(tune: Path) -> None:
     text = relpos("accompany", tune, "--melody", "Oboe", "-o", tune.with_name("out.mid"), status=2)
     assert "there is no track 'Oboe'" in text and "1 'Flute', 2 'Left hand'" in text
@@ -199,4 +211,3 @@ def test_a_check_prints_its_table(network: Path) -> None:
     for words in ("2 pieces of writing, from 1 pieces never seen", "| notes against the real ones |", "copy a bar"):
         assert words in text
     assert "| prompt unchanged | 1.00 |" in text
-    assert "no song" in relpos("check", "--model", network, "--bars", 500, status=2)

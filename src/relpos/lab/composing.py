@@ -141,7 +141,7 @@ def read(data: str, size: Size, reporter: Reporter) -> tuple[Composer, list[Song
             encode(view(song).song)
             good.append(place)
         except ValueError as error:
-            skipped.append(str(error))
+            skipped.append(f"{song.name}: {error}".replace(f"{song.name}: {song.name}", song.name, 1))
     for reason in skipped[:5]:
         reporter.say(f"left out: {reason}")
     if len(skipped) > 5:

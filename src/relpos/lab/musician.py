@@ -14,7 +14,7 @@ from relpos.lab import composing
 from relpos.lab.checkpoint import write_atomic
 from relpos.lab.errors import LabError
 from relpos.lab.progress import Reporter
-from relpos.tasks.music import compose, midifile, structure
+from relpos.tasks.music import compose, events, midifile, structure
 from relpos.tasks.music.arrange import KNOWN_METERS, known_meter
 from relpos.tasks.music.song import Song
 
@@ -76,7 +76,9 @@ def _compose(
 ) -> None:
     if request.wav:
         _player()
-    score, song = _opened(file, request.meter)
+    if output.exists() and file.exists() and output.samefile(file):
+        raise LabError(f"-o names {file} itself, which stays as it is: give another name")
+    score, song, late = _opened(file, request.meter)
     _say_about(song, reporter)
     try:
         write(_Silent(), song, request.wishes(0, 64), None)
@@ -91,12 +93,13 @@ def _compose(
         with reporter.step(f"seed {wishes.seed}") as step:
             written = write(loaded.model, song, wishes, step)
         target = output if request.takes == 1 else output.with_stem(f"{output.stem}-{take + 1}")
-        result = midifile.append(score, written.song, written.start / GRID)
-        data = result.dumps_midi()
+        # Tempo and meter are the file's: what the new song has of them beyond its beginning stands there already.
+        new = replace(written.song, tempos=written.song.tempos[:1], meters=written.song.meters[:1])
+        data = midifile.append(score, new, written.start / GRID + late).dumps_midi()
         write_atomic(target, data)
         reporter.say(f"wrote {target}: {len(written.song.notes)} new notes (seed {wishes.seed})")
         if request.png:
-            _draw(target, output, written, song, reporter)
+            _draw(target, written, song, request.form, reporter)
         if request.wav:
             sound = target.with_suffix(".wav")
             write_atomic(sound, _played(data))
@@ -123,26 +126,38 @@ class _Silent:
         raise _Asked
 
 
-def _opened(file: Path, meter: str | None = None) -> tuple[Any, Song]:
-    """The file, in its own ticks and on the grid. LabError where it cannot be read or its notes lie on no grid."""
+def _opened(file: Path, meter: str | None = None) -> tuple[Any, Song, float]:
+    """The file in its own ticks, on the grid, and where the grid begins, in quarters: up to half a 16th off.
+
+    LabError where the file cannot be read or its notes lie on no grid.
+    """
     try:
         score = midifile.read_exact(file)
-        song = midifile.song_of(score, file.stem, GRID)
+        late = _late(score, file)
+        song = midifile.song_of(score.shift_time(-late) if late else score, file.stem, GRID)
     except FileNotFoundError:
         raise LabError(f"there is no file {file}") from None
     except (ValueError, OSError) as error:
         raise LabError(str(error)) from error
     if meter is not None:
         song = replace(song, meters=((0, *_meter(meter)),), levels={})
-    onsets = np.concatenate([np.asarray(track.notes.numpy()["time"]) for track in score.tracks]) * GRID
-    off = np.abs(onsets / score.ticks_per_quarter - np.rint(onsets / score.ticks_per_quarter))
+    return score, song, late / score.ticks_per_quarter
+
+
+def _late(score: Any, file: Path) -> int:
+    """By how many of its ticks the file's notes begin after the 16ths of its beat, as a whole."""
+    onsets = np.concatenate([np.asarray(track.notes.numpy()["time"]) for track in score.tracks])
+    parts = onsets * GRID / score.ticks_per_quarter
+    turn = float(np.angle(np.exp(2j * np.pi * parts).mean())) / (2 * np.pi)
+    off = np.abs(parts - turn - np.rint(parts - turn))
     share = float((off <= _NEAR).mean())
     if share < _LEAST_ON_GRID:
         raise LabError(
             f"{file}: only {share:.0%} of its notes begin on a 16th of its beat, so that bars and beats cannot be made "
             "out; quantise it in your sequencer (to 16ths) first"
         )
-    return score, song
+    late = round(turn * score.ticks_per_quarter / GRID)
+    return late if abs(turn) > _NEAR and onsets.min() >= late else 0
 
 
 def _meter(text: str) -> tuple[int, int]:
@@ -176,14 +191,16 @@ def _track(song: Song, melody: str | None) -> int | None:
     raise LabError(f"there is no track {melody!r} with notes; there are {names}")
 
 
-def _draw(target: Path, output: Path, written: compose.Written, old: Song, reporter: Reporter) -> None:
+def _draw(target: Path, written: compose.Written, old: Song, form: str | None, reporter: Reporter) -> None:
     from relpos.tasks.music.overview import picture
 
     song = midifile.read(target, GRID)
     new_from = written.start if written.start >= old.ticks - GRID else None
-    picked = target.with_suffix(".png")
-    write_atomic(picked, picture(song, target.name, new_from))
-    reporter.say(f"wrote {picked}")
+    starts = compose.section_starts(form, written.state.bars) if form else []
+    sections = [(tick + written.before, letter) for tick, letter in starts]
+    image = target.with_suffix(".png")
+    write_atomic(image, picture(song, target.name, new_from, sections))
+    reporter.say(f"wrote {image}")
 
 
 def view_file(file: Path, output: Path, form: str | None, reporter: Reporter) -> None:
@@ -192,10 +209,15 @@ def view_file(file: Path, output: Path, form: str | None, reporter: Reporter) ->
 
     try:
         song = midifile.read(file, GRID)
-        level = structure.form(form, song) if form else structure.sections(song)
-        bars = np.flatnonzero(np.diff(level.values, prepend=-1))
-        sections = [(int(tick), level.names[level.values[tick]]) for tick in bars]
-        data = picture(song, f"{file.name} (sections: {level.source})", sections=sections)
+        if form:
+            kept, before = compose.trimmed(song)
+            starts = compose.section_starts(form, events.bars_of(kept))
+            sections, source = [(tick + before, letter) for tick, letter in starts], "as given"
+        else:
+            level = structure.sections(song)
+            edges = np.flatnonzero(np.diff(level.values, prepend=-1)).tolist()
+            sections, source = [(tick, level.names[level.values[tick]]) for tick in edges], level.source
+        data = picture(song, f"{file.name} (sections: {source})", sections=sections)
     except FileNotFoundError:
         raise LabError(f"there is no file {file}") from None
     except (ValueError, OSError) as error:

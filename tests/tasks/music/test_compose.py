@@ -17,6 +17,7 @@ from relpos.tasks.music.arrange import view
 from relpos.tasks.music.compose import Wishes, accompaniment, continuation
 from relpos.tasks.music.composer import Composer, Size
 from relpos.tasks.music.guide import LEAD
+from relpos.tasks.music.judge import judge
 from relpos.tasks.music.song import LENGTH, ONSET, PITCH, TRACK, Level, Song
 from relpos.tasks.music.tokens import VOCABULARY
 from relpos.tasks.music.writing import Reader
@@ -154,6 +155,20 @@ def test_a_full_context_begins_anew_with_a_bar() -> None:
     torch.testing.assert_close(found, fresh.logits(), atol=1e-5, rtol=1e-4)
 
 
+def test_of_a_long_prompt_the_network_reads_what_fits_and_the_file_keeps_the_rest() -> None:
+    class Counting(Whims):
+        longest = 0
+
+        def __call__(self, chunk: Tensor, **options: Any) -> Tensor:
+            self.longest = max(self.longest, chunk.shape[1])
+            return super().__call__(chunk, **options)
+
+    model, prompt = Counting(0), chorale(300)  # ten minutes
+    written = continuation(model, prompt, 1, Wishes(context=200))
+    assert 0 < model.longest <= 100
+    assert len([n for n in written.state.notes if n[0] < 4800]) == len(prompt.notes)
+
+
 def test_chords_are_heard_on_the_beats() -> None:
     prompt, wishes = chorale(4), Wishes(3, chords="C | G7")
     written = continuation(Whims(3, spread=1.0), prompt, 8, wishes).song.notes
@@ -180,6 +195,14 @@ def test_a_form_brings_the_old_bars_back() -> None:
 def test_equally_long_sections_of_one_letter_are_two() -> None:
     assert compose._places("AABA", 8) == [(26, 0), (26, 1), (26, 0), (26, 1), (27, 0), (27, 1), (26, 0), (26, 1)]
     assert compose._places("i1A2", 4) == [(8, 0), (26, 0), (26, 1), (-1, 0)]
+
+
+def test_a_pick_up_is_not_counted_and_a_rest_on_the_first_beat_is_no_pick_up() -> None:
+    tail = [(16 * bar, 16, 62, 0) for bar in range(1, 5)]
+    for first, expected in ((12, [(4, "A"), (36, "B")]), (2, [(0, "A"), (30, "B")])):
+        kept, _ = compose.trimmed(song([(first, 4, 60, 0), *tail]))
+        bars = events.bars_of(kept)[: 5 if first == 12 else 4]
+        assert compose.section_starts("AB", bars) == expected
 
 
 def test_drums_go_on_with_their_last_bars() -> None:
@@ -214,6 +237,16 @@ def test_a_part_out_of_reach_is_moved_by_octaves_for_the_network_only() -> None:
     assert (new[:, PITCH] >= 96).all()
 
 
+def test_notes_that_a_shift_would_throw_out_are_folded_back() -> None:
+    wide = song([(0, 4, 20, 0), (4, 4, 22, 0), (8, 4, 24, 0), (12, 4, 127, 0)])
+    assert view(wide).parts[0].shift == 0
+    low = song([(4 * i, 4, 20, 0) for i in range(20)] + [(80, 4, 127, 0)])
+    assert view(low).parts[0].shift == 24
+    assert view(low).song.notes[-1, PITCH] == 127
+    assert accompaniment(Whims(0), low).song.ticks == 84
+    assert continuation(Whims(0), low, 1).song.ticks == 16
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -240,9 +273,8 @@ def test_songs_that_cannot_be_gone_on_with_are_refused() -> None:
 
 
 def test_training_windows_are_a_pure_function_and_their_places_those_of_the_clock() -> None:
-    task = Composer(
-        [replace(chorale(n), name=f"s{n}") for n in (2, 3, 4, 5)], Size(dim=32, depth=1, heads=2, context=60)
-    )
+    songs = [replace(chorale(n), name=f"s{n}") for n in (2, 3, 4, 5)]
+    task = Composer(songs, Size(dim=32, depth=1, heads=2, context=60))
     tokens, places = task.batch(3, 1, 4)
     again, _ = task.batch(3, 1, 4)
     assert torch.equal(tokens, again) and tokens.shape == (4, 61)
@@ -254,6 +286,8 @@ def test_training_windows_are_a_pure_function_and_their_places_those_of_the_cloc
     counted = sum(len(task.row(int(i)).tokens) - 1 for i in side)
     assert task.evaluate(model, "validation", 60).count == counted
     losses = task.baselines("validation", 60)
+    with pytest.raises(ValueError, match="no song kept from training has 90 bars"):
+        judge(model, task, songs, prompt_bars=90)
     assert losses["copy a bar"]["loss"] < losses["bigram"]["loss"] < losses["uniform"]["loss"]
 
 

@@ -13,6 +13,7 @@ What comes back is put into the tracks and octaves it belongs to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -68,7 +69,7 @@ def view(song: Song) -> View:
     notes = song.notes.copy()
     notes[:, TRACK] = place[song.notes[:, TRACK]]
     notes = notes[notes[:, TRACK] >= 0]
-    notes[:, PITCH] += np.array([part.shift for part in parts])[notes[:, TRACK]]
+    notes[:, PITCH] = folded(notes[:, PITCH] + np.array([part.shift for part in parts])[notes[:, TRACK]])
     notes = notes[np.lexsort((notes[:, PITCH], notes[:, TRACK], notes[:, ONSET]))]
     seen = replace(
         song,
@@ -79,6 +80,19 @@ def view(song: Song) -> View:
         drums=(),
     )
     return View(seen, parts)
+
+
+def octaves(mean: float, low: float, high: float) -> int:
+    """The least shift by octaves, in semitones, that brings a mean pitch between two an octave or more apart."""
+    if mean < low:
+        return 12 * math.ceil((low - mean) / 12)
+    return -12 * math.ceil((mean - high) / 12) if mean > high else 0
+
+
+def folded(pitches: np.ndarray) -> np.ndarray:
+    """The pitches, those outside of 0..127 moved into it by octaves."""
+    over = -(-np.maximum(pitches - 127, 0) // 12) - -(-np.maximum(-pitches, 0) // 12)
+    return pitches - 12 * over
 
 
 def known_meter(numerator: int, denominator: int, ticks_per_quarter: int) -> tuple[int, int]:
@@ -131,11 +145,7 @@ def _part(song: Song, tracks: tuple[int, ...]) -> Part:
     if voice is not None:
         low = min(RANGES[voice][0], low + _WIDER)
         high = max(RANGES[voice][1], high - _WIDER)
-    mean, shift = float(notes[:, PITCH].mean()), 0
-    while mean + shift < _MIDDLE[0]:
-        shift += 12
-    while mean + shift > _MIDDLE[1]:
-        shift -= 12
+    shift = octaves(float(notes[:, PITCH].mean()), *_MIDDLE)
     low, high = max(low, 0, -shift), min(high, 127, 127 - shift)
     _, counts = np.unique(notes[:, ONSET], return_counts=True)
     ends = notes[:, ONSET] + notes[:, LENGTH]

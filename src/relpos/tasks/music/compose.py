@@ -7,7 +7,7 @@ a user's file can leave every note of it alone (`midifile.append`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from relpos.tasks.base import Progress
 from relpos.tasks.music import chords as chords_of
 from relpos.tasks.music import events, structure
-from relpos.tasks.music.arrange import Part, View, home, known_meter, view
+from relpos.tasks.music.arrange import Part, View, folded, home, known_meter, octaves, view
 from relpos.tasks.music.grammar import Bar, State
 from relpos.tasks.music.guide import LEAD, Leanings, Plan
 from relpos.tasks.music.roll import RANGES
@@ -29,6 +29,7 @@ TICKS_PER_QUARTER = 4
 LOWER_VOICES = ("Alto", "Tenor", "Bass")
 _SOPRANO = (62.0, 76.0)  # where the mean of a melody lies that the lower voices fit under
 _DRUM_BARS = 4  # that go on in turn
+_KEY_BARS = 8  # whose pitch classes are at home in what follows
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Wishes:
 
     seed, temperature, top_p   of sampling; context: events that the network reads at once
     chords   a chart as text, or the path of one (see `chords.chart`): of the new bars of a continuation, of the
-             melody's bars for an accompaniment, from the first whole bar on; begins again where it is shorter
-    form     as AABA or i4A8B8 (see `structure.form_bars`), of all whole bars, old and new: a bar of a section repeats,
-             with some freedom, the bar at its place in the first section of that letter. In an accompaniment it does so
-             where the melody does
+             melody's bars for an accompaniment, from the first bar after a pick-up on; begins again where it is shorter
+    form     as AABA or i4A8B8 (see `structure.form_bars`), of all bars but a pick-up, old and new: a bar of a section
+             repeats, with some freedom, the bar at its place in the first section of that letter. In an accompaniment
+             it does so where the melody does
     """
 
     seed: int = 0
@@ -54,11 +55,15 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Written:
-    """song: the new notes, its tick 0 at tick ``start`` of the old song; state: all that the network wrote and read."""
+    """song: the new notes, its tick 0 at tick ``start`` of the old song; state: all that the network wrote and read.
+
+    before: ticks of silence in front of the old song that the state does not have.
+    """
 
     song: Song
     start: int
     state: State
+    before: int
 
 
 def continuation(
@@ -82,7 +87,7 @@ def continuation(
     fresh = [Bar(start + i * last.whole, last.whole, *new[0][:2], last.whole) for i in range(bars)]
     chords, roots = _harmony(wishes.chords, song.name, fresh, start)
     repeats = _repeats(wishes.form, [*old, *fresh], None)
-    plan = Plan(meters, seen.parts, None, chords, roots, repeats, wishes.leanings)
+    plan = Plan(meters, seen.parts, None, chords, roots, repeats, wishes.leanings, _unused(song, old))
     prompt = events.encode(seen.song, LEAD)[:-1]
     state = _write(model, plan, prompt, wishes, progress)
     notes = np.array([n for n in state.notes if n[0] >= start], dtype=np.int64).reshape(-1, 5)
@@ -101,7 +106,7 @@ def continuation(
         tempos=((0, [tempo for tick, tempo in song.tempos if tick <= start][-1]),),
         meters=((0, meter[0], meter[1]),),
     )
-    return Written(written, start + lead_in, state)
+    return Written(written, start + lead_in, state, lead_in)
 
 
 def accompaniment(
@@ -115,33 +120,20 @@ def accompaniment(
     wishes = wishes or Wishes()
     song = _checked(song)
     lead = structure.melody_track(song) if lead is None else lead
-    if not 0 <= lead < len(song.tracks):
-        raise ValueError(f"the melody is one of the tracks 0 to {len(song.tracks) - 1} of {song.name}, got {lead}")
-    own = song.notes[song.notes[:, TRACK] == lead]
-    if not len(own):
-        raise ValueError(f"the track {lead} of {song.name} has no notes")
-    melody, lead_in = trimmed(replace(song, notes=own))
-    line = skyline(melody.notes)
-    ticks = int((line[:, ONSET] + line[:, LENGTH]).max())
-    melody = _cut(replace(melody, notes=line), ticks)
-    shift = 0
-    mean = float(line[:, PITCH].mean())
-    while mean + shift < _SOPRANO[0]:
-        shift += 12
-    while mean + shift > _SOPRANO[1]:
-        shift -= 12
-    given = line.copy()
-    given[:, PITCH] += shift
+    melody, lead_in = _melody(song, lead)
+    given = melody.notes.copy()
     given[:, TRACK] = LEAD
+    shift = octaves(float(given[:, PITCH].mean()), *_SOPRANO)
+    given[:, PITCH] = folded(given[:, PITCH] + shift)
     bars = _known(events.bars_of(melody))
-    velocity = max(int(np.median(line[:, VELOCITY])) - 8, 1)
+    velocity = max(int(np.median(given[:, VELOCITY])) - 8, 1)
     parts = [Part((lead,), 0, 127, shift)]
     parts += [
         Part((index,), low, high, single=True, seamless=True, velocity=velocity)
         for index, (low, high) in enumerate(RANGES[1:])
     ]
-    whole_bars = bars[bars[0].offset > 0 :]
-    chords, roots = _harmony(wishes.chords, song.name, whole_bars, bars[0].ticks if bars[0].offset else 0)
+    counted = bars[_pick_up(bars) :]
+    chords, roots = _harmony(wishes.chords, song.name, counted, counted[0].start if counted else bars[-1].stop)
     meters = [(b.numerator, b.denominator, b.ticks) for b in bars]
     repeats = _repeats(wishes.form, bars, given)
     plan = Plan(meters, tuple(parts), given, chords, roots, repeats, wishes.leanings)
@@ -153,14 +145,25 @@ def accompaniment(
     written = replace(
         melody,
         name=f"{song.name}, accompanied",
-        ticks=melody.ticks,
         tracks=LOWER_VOICES,
         notes=_in_order(notes),
         levels={},
         programs=(program,) * len(LOWER_VOICES),
         drums=(),
     )
-    return Written(written, lead_in, state)
+    return Written(written, lead_in, state, lead_in)
+
+
+def _melody(song: Song, lead: int) -> tuple[Song, int]:
+    """The track in one voice, from its first note to its last, and the ticks of silence before."""
+    if not 0 <= lead < len(song.tracks):
+        raise ValueError(f"the melody is one of the tracks 0 to {len(song.tracks) - 1} of {song.name}, got {lead}")
+    own = song.notes[song.notes[:, TRACK] == lead]
+    if not len(own):
+        raise ValueError(f"the track {lead} of {song.name} has no notes")
+    melody, before = trimmed(replace(song, notes=own))
+    line = skyline(melody.notes)
+    return _cut(replace(melody, notes=line), int((line[:, ONSET] + line[:, LENGTH]).max())), before
 
 
 def skyline(notes: np.ndarray) -> np.ndarray:
@@ -249,7 +252,7 @@ def _repeats(form: str | None, bars: list[Bar], given: np.ndarray | None) -> Map
     """For each bar the first bar at its place in a section of its letter; with a melody, one of equal melody."""
     if form is None:
         return {}
-    pick_up = int(bars[0].offset > 0)
+    pick_up = _pick_up(bars)
     first: dict[tuple[Any, ...], int] = {}
     repeats = {}
     for index, place in enumerate(_places(form, len(bars) - pick_up), start=pick_up):
@@ -261,6 +264,22 @@ def _repeats(form: str | None, bars: list[Bar], given: np.ndarray | None) -> Map
         if place[0] >= 0 and first.setdefault(key, index) != index:
             repeats[index] = first[key]
     return repeats
+
+
+def section_starts(form: str, bars: Sequence[Bar]) -> list[tuple[int, str]]:
+    """(tick, letter) where each section of a form begins."""
+    pick_up = _pick_up(bars)
+    places = _places(form, len(bars) - pick_up)
+    return [
+        (bar.start, structure.SECTIONS[section])
+        for bar, (section, number) in zip(bars[pick_up:], places)
+        if section >= 0 and not number
+    ]
+
+
+def _pick_up(bars: Sequence[Bar]) -> int:
+    """1 where the first bar is half missing or more, and so is not counted as one; else 0."""
+    return int(len(bars) > 1 and 2 * bars[0].offset >= bars[0].whole)
 
 
 def _places(form: str, count: int) -> list[tuple[int, int]]:
@@ -298,6 +317,12 @@ def _velocities(seen: View, song: Song) -> np.ndarray:
     for part in seen.parts:
         velocity[list(part.tracks)] = part.velocity
     return velocity
+
+
+def _unused(song: Song, old: list[Bar]) -> np.ndarray:
+    """Pitch classes that the last bars do not have, (12,) bool."""
+    late = (song.notes[:, ONSET] >= old[-_KEY_BARS:][0].start) & ~np.isin(song.notes[:, TRACK], song.drums)
+    return np.bincount(song.notes[late, PITCH] % 12, minlength=12) == 0
 
 
 def _drums(song: Song, old: list[Bar], bars: int) -> np.ndarray:

@@ -46,6 +46,7 @@ class Leanings:
     root                      the chord's bass in the lowest part, on a beat
     crossing                  a voice above its upper or below its lower neighbour
     parallel                  a fifth or octave between two voices that both move to another one
+    unused                    a pitch class that the prompt's last bars do not have, where no chord is given
     clash                     a semitone, in any octave, between two voices that are struck together on a beat
     repeat                    what stood at this place in the bar that is repeated
     """
@@ -55,6 +56,7 @@ class Leanings:
     root: float = 2.0
     crossing: float = -4.0
     parallel: float = -3.0
+    unused: float = -1.0
     clash: float = -2.0
     repeat: float = 4.0
 
@@ -69,6 +71,7 @@ class Plan:
     chords   (ticks, 13) bool: which of the 12 pitch classes belong to the chord of each tick, last whether there is one
     basses   (ticks,) int64: pitch class of the chord's bass, -1 for none
     repeats  bar that each bar repeats, by number
+    unused   (12,) bool: pitch classes that are not at home in the piece, or None
     """
 
     meters: Sequence[tuple[int, int, int]]
@@ -78,6 +81,7 @@ class Plan:
     basses: np.ndarray | None = None
     repeats: Mapping[int, int] = field(default_factory=dict)
     leanings: Leanings = Leanings()
+    unused: np.ndarray | None = None
 
     @property
     def ticks(self) -> int:
@@ -85,7 +89,7 @@ class Plan:
 
 
 class Guide:
-    """Follows a `State` that writes the plan. `forced` is the one token that must come, `leanings` weighs the rest."""
+    """Follows a `State` that writes the plan: `forced` is the one token that must come, else `weights` what to add."""
 
     def __init__(self, plan: Plan, state: State) -> None:
         self.plan, self.state = plan, state
@@ -266,6 +270,8 @@ class Guide:
             here[~self.plan.chords[tick, classes]] += like.foreign_on if on_beat else like.foreign_off
             if self.plan.basses is not None and track == len(self.plan.parts) - 1 and on_beat:
                 here[classes == self.plan.basses[tick]] += like.root
+        elif self.plan.unused is not None:
+            here[self.plan.unused[(np.arange(PITCHES) - shift) % 12]] += like.unused
         if not self.plan.parts[track].single:
             return
         for other, part in enumerate(self.plan.parts):
