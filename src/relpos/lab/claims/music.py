@@ -94,7 +94,8 @@ presets: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """pop909: the folder that holds POP909, whose parts are left out without it; parts: some of those of `PARTS`, by key;
-others: whether the encodings of `OTHERS` take part, with the first seed; quarters: of a training window."""
+others: whether the encodings of `OTHERS` take part, with the first seed, or in which parts; quarters: of a training
+window."""
 
 
 def run(order: Order) -> Finding:
@@ -104,7 +105,8 @@ def run(order: Order) -> Finding:
     for part in chosen(s):
         order.reporter.say(f"\n{part.title}, {part.labels} labels")
         full = _compare(order, part, {**PLAIN, **STRUCTURE}, s["seeds"], part.key)
-        rest = _compare(order, part, OTHERS, s["seeds"][:1], f"{part.key}-others") if s["others"] else None
+        more = part.key in s["others"] if isinstance(s["others"], list) else s["others"]
+        rest = _compare(order, part, OTHERS, s["seeds"][:1], f"{part.key}-others") if more else None
         found[part] = full, rest
     return conclude(found, s)
 
