@@ -96,7 +96,7 @@ def test_meters_of_a_piece_with_a_pick_up() -> None:
     at = np.arange(40)
     moved = replace(piece, beat=((at + 12) % 16).astype(np.int16), bar=((at + 12) // 16).astype(np.int16))
     song = chorales_songs.song(moved)
-    assert song.meters == ((0, 4, 16), (4, 4, 4))
+    assert song.meters == ((0, 1, 4), (4, 4, 4))
     made = structure.metre(song)
     np.testing.assert_array_equal(made["bar"].values, song.levels["bar"].values)
 

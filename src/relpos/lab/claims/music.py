@@ -215,10 +215,14 @@ def _section(part: Part, full: Results, rest: Results | None) -> list[str]:
     return [
         f"Labels: {labels}.{leaks}",
         markdown_table("encoding", heads, table),
-        f"Nats a tick, {len(full.run.settings.seeds)} seeds, mean ± standard deviation; † one seed; metrics at "
+        f"Nats a tick, {_seeds(len(full.run.settings.seeds))}; † one seed; metrics at "
         f"{lengths[0]} ticks, binarised; years in brackets: whose definition. In italics: what needs no network.",
         *_warned(part, full),
     ]
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation"
 
 
 def _cells(results: Results, row: Row, lengths: Sequence[int]) -> list[str]:

@@ -150,7 +150,14 @@ def _meters(piece: Piece) -> tuple[tuple[int, int, int], ...]:
         meter = (int(piece.meter[start, 0]), int(piece.meter[start, 1]))
         whole = meter[0] * 4 * TICKS_PER_QUARTER == length * meter[1]
         last = start + length == piece.ticks
-        here = meter if whole or last else (length, 4 * TICKS_PER_QUARTER)
+        here = meter if whole or last else _shortest(length, 4 * TICKS_PER_QUARTER)
         if not found or found[-1][1:] != here:
             found.append((start, *here))
     return tuple(found)
+
+
+def _shortest(numerator: int, denominator: int) -> tuple[int, int]:
+    """A meter in quarters, or in the longest notes that fit: 10/4 and not 40/16."""
+    while numerator % 2 == 0 and denominator > 4:
+        numerator, denominator = numerator // 2, denominator // 2
+    return numerator, denominator

@@ -73,6 +73,7 @@ def picture(
     top.legend(handles[:12], names[:12], loc="upper left", ncols=6, fontsize="small", frameon=False)
     matrix, _ = self_similarity(song)
     below.imshow(matrix, origin="lower", cmap="magma", extent=(0, song.ticks, 0, song.ticks), vmin=0, vmax=1)
+    step = max(1, -(-len(bars) // 10))  # the square is much narrower than the roll
     below.set_xticks(bars[::step], [str(i + 1) for i in range(0, len(bars), step)])
     below.set_yticks(bars[::step], [str(i + 1) for i in range(0, len(bars), step)])
     below.set_xlabel("bar")
