@@ -40,6 +40,16 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 ORDER = ("melody", "chord", "section", "phrase", "tempo", "beat", "bar")  # levels, as far as a song has them
 LARGEST = {"tempo": 4, "section": 52, "chord": 395, "melody": 129}  # labels of the papers' tables
 _TICKS_A_BATCH = 4096
+_MODEL = {"dim": 96, "depth": 2, "heads": 4}
+_PAPERS = ("nope", "sinusoidal", "shaw", "structure_ape", "structure_rpe", "non_stationary_rpe", "fstripe")
+_OTHERS = (
+    "structure_ape[encoding.kind=learned]",
+    "structure_rpe[encoding.kind=learned]",
+    'structure_ape[encoding.levels=["bar","beat"]]',  # like SymphonyNet: codes of the bar and of the place in it
+    'structure_rpe[encoding.levels=["melody","beat","bar"]]',  # like RIPO: differences of pitch and onset
+    "same_label",
+    "rope_pool",
+)
 Batch = tuple[Tensor, ...]
 SPLITS = ("train", "validation", "test")
 
@@ -61,7 +71,16 @@ class RollTask:
     metrics = judging.METRICS
     multiples: tuple[int, ...] = (1, 2)
     ahead: int = 0  # how many ticks later the frame is that a tick predicts
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "demo": {
+            "seeds": (0,), "steps": 500, "batch": 16, "rates": (2e-3,), "budget": 9.0, "model": _MODEL,
+            "encodings": _PAPERS,
+        },
+        "results": {
+            "seeds": (0, 1, 2), "steps": 1000, "batch": 16, "rates": (1e-3, 3e-3), "sweep_steps": 150, "budget": None,
+            "model": _MODEL, "encodings": (*_PAPERS, *_OTHERS),
+        },
+    }  # fmt: skip
 
     def __init__(
         self,
