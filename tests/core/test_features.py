@@ -205,3 +205,20 @@ def test_no_draw_moves_another_row() -> None:
     y = x.clone()
     y[0] *= 10
     assert torch.equal(f(y)[1], f(x)[1])
+
+
+@pytest.mark.parametrize("name", ["prf", "orf", "sphere", "trf", "elu1", "relu_normal"])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_prepared_rows_are_those_of_unit_length(name: str, scale: float) -> None:
+    """Dividing after the projection says the same, gradients too; a row of zeros stays one, and gets no gradient."""
+    phi = made(name)
+    x = torch.randn(5, phi.dim or DIM, generator=seed(3), dtype=torch.float64)
+    x[2] = 0
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    got = phi.prepared(one, scale)
+    want = phi((features.unit(other) if phi.normalize else other) * math.sqrt(scale))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+    weights = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view_as(got)
+    grads = [torch.autograd.grad((out * weights).sum(), leaf)[0] for out, leaf in ((got, one), (want, other))]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+    assert not phi.normalize or not grads[0][2].any()

@@ -65,6 +65,17 @@ def test_by_differences(name: str, kernel: str) -> None:
         assert differences(layer, x)
 
 
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "dense"])
+def test_a_learned_projection_whose_features_are_made_at_once(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features no wider than the values are made before the kernel, some rows at a time."""
+    monkeypatch.setattr("relpos.kernels.linear.call.ROWS", 5)
+    f = made("prf")
+    assert isinstance(f, features.Random)
+    learned_weight(f)
+    x = inputs(1, HEADS, 11, 12, DIM, f.width, kv_heads=1, grad=True)
+    assert differences(Attend(rp.encodings.LearnedBias(HEADS, 2).double(), f, causal=True, kernel=kernel), x)
+
+
 @pytest.mark.parametrize("name", ["alibi", "kerple_log", "hype", "flt", "spe", "rope", "permuteformer", "cosformer"])
 def test_of_every_parameter_by_differences(name: str) -> None:
     encoding, serve = build(name)
