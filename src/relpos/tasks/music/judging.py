@@ -92,14 +92,18 @@ class Prepared:
             probability = self.written.cut(np.stack([self._tracks(baseline.probabilities(w)) for w in windows]))
             losses[name] = cross_entropy(probability, target)
         rows = self._scores(rolls, at)
-        return {
-            self._said(name): {"loss": losses[name] * self.written.width, "cell": losses[name], **row}
-            for name, row in rows.items()
-        }
+        return {self._said(name): self._losses(name, losses[name]) | row for name, row in rows.items()}
+
+    def _unfair(self, name: str) -> bool:
+        """Whether a baseline sees what the networks do not."""
+        return self._fitted[name].sees_past and not self.ahead
 
     def _said(self, name: str) -> str:
-        """The name of a baseline, with a warning where it sees what the networks do not."""
-        return name + (" (sees the target's past)" if self._fitted[name].sees_past and not self.ahead else "")
+        return name + (" (sees the target's past)" if self._unfair(name) else "")
+
+    def _losses(self, name: str, cell: float) -> dict[str, float]:
+        """No loss for one that sees more than the networks: theirs is never to be held against it."""
+        return {} if self._unfair(name) else {"loss": cell * self.written.width, "cell": cell}
 
     def _tracks(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(len(rows), len(self.written.tracks), -1)
