@@ -193,3 +193,10 @@ def test_help_lists_the_tasks_with_their_titles(command: str) -> None:
 def test_a_task_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks._TASKS, "lost", "no_such_module:Lost")
     assert "no_such_module" in tasks.titles()["lost"]
+
+
+def test_a_value_may_be_best_from_either_side() -> None:
+    ratio = Metric("ratio", "ratio", format=".2f", best=1.0)
+    assert ratio.gain(0.9, 0.5) == pytest.approx(0.4) and ratio.gain(1.5, 0.9) == pytest.approx(-0.4)
+    assert ratio.gain(0.8, 1.2) == pytest.approx(0.0)
+    assert sorted([0.2, 1.1, 3.0], key=lambda value: ratio.gain(value, 0.0)) == [3.0, 0.2, 1.1]

@@ -120,8 +120,9 @@ def measured(results: Results) -> str:
     parts = []
     for metric in results.metrics:
         unit = f"{metric.unit}, " if metric.unit else ""
-        way = "higher" if metric.higher_is_better else "lower"
-        parts.append(f"{metric.title[:1].upper()}{metric.title[1:]}: {unit}{way} is better.")
+        way = "higher is better" if metric.higher_is_better else "lower is better"
+        way = way if metric.best is None else f"best near {metric.text(metric.best)}"
+        parts.append(f"{metric.title[:1].upper()}{metric.title[1:]}: {unit}{way}.")
     return " ".join(parts)
 
 

@@ -24,6 +24,7 @@ class Metric:
     name               its key in `Evaluation.metrics` and in the tables for machines ("accuracy")
     title              its name in texts and figures ("accuracy", "bits a byte"), in the singular and without the unit
     higher_is_better   the direction that marks the best model and decides what a difference means
+    best               in its place, the value that is best: nearer is better, from either side
     unit               written after the number in sentences ("%"), or ""
     format, scale      a value v is written as ``format(scale * v, format)``: 0.4123 as 41.2 with ".1f" and 100
     """
@@ -34,6 +35,7 @@ class Metric:
     unit: str = ""
     format: str = ".3f"
     scale: float = 1.0
+    best: float | None = None
 
     def text(self, value: float, sign: bool = False) -> str:
         """The value as it is written, without the unit; sign: with a plus where it is above 0."""
@@ -41,6 +43,8 @@ class Metric:
 
     def gain(self, value: float, other: float) -> float:
         """By how much ``value`` is better than ``other``, unscaled; negative where it is worse."""
+        if self.best is not None:
+            return abs(other - self.best) - abs(value - self.best)
         return value - other if self.higher_is_better else other - value
 
 

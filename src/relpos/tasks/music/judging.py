@@ -22,7 +22,7 @@ METRICS = (
     Metric("cell", "cross-entropy of a cell", higher_is_better=False, unit="millinats", format=".2f", scale=1000),
     Metric("f1", "F1 of notes", unit="%", format=".1f", scale=100),
     Metric("onset_f1", "F1 of onsets", unit="%", format=".1f", scale=100),
-    Metric("density", "density ratio (best near 1)", format=".2f"),
+    Metric("density", "density ratio", format=".2f", best=1.0),
     Metric("cs", f"chroma similarity ({AS_PRINTED['cs']})", format=".1f"),
     Metric("ssmd", f"self-similarity distance ({AS_PRINTED['ssmd']})", higher_is_better=False, format=".1f"),
     Metric("gs", f"grooving similarity ({AS_PRINTED['gs']})", format=".1f"),
