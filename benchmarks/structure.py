@@ -24,11 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import relpos as rp
-from relpos.encodings.levels import waves
+from relpos.encodings.levels import BASES, waves
 
 WIDTH, HEADS = 512, 4
 LEVELS = {"melody": (40, 4), "chord": (26, 45), "section": (5, 270)}  # distinct labels, ticks of a run
-BASES = {"melody": 7920.0, "chord": 10001.0, "section": 11339.0}
 NAMES = ("none", "shaw", "structure_rpe", "structure_rpe learned", "non_stationary_rpe", "same_label", "explicit")
 EXPLICIT_LONGEST = 512
 SLOW_ROUNDS = 2  # of the explicit way, which takes many seconds

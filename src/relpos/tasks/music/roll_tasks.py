@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.levels import SIZES
 from relpos.tasks.base import Artifact, Evaluation, Progress
 from relpos.tasks.music import judging
 from relpos.tasks.music.frames import Frames, Place, places, stacked, stacked_labels
@@ -38,7 +39,6 @@ from relpos.tasks.music.structure_options import structure_options
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 ORDER = ("melody", "chord", "section", "phrase", "tempo", "beat", "bar")  # levels, as far as a song has them
-LARGEST = {"tempo": 4, "section": 52, "chord": 395, "melody": 129}  # labels of the papers' tables
 _TICKS_A_BATCH = 4096
 _MODEL = {"dim": 96, "depth": 2, "heads": 4}
 _PAPERS = ("nope", "sinusoidal", "shaw", "structure_ape", "structure_rpe", "non_stationary_rpe", "fstripe")
@@ -215,9 +215,7 @@ class RollTask:
         """How many labels each level has, at least as many as in the papers' tables."""
         songs = self.prepared.songs
         return {
-            name: max(
-                LARGEST.get(name, 1), 1 + max(int(song.levels[name].values.max()) for song in songs if song.ticks)
-            )
+            name: max(SIZES.get(name, 1), 1 + max(int(song.levels[name].values.max()) for song in songs if song.ticks))
             for name in self.levels()
         }
 

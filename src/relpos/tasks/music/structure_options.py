@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from relpos.encodings import levels as levels_of_papers
 from relpos.encodings.registry import entry
 from relpos.tasks.lengths import length_options
 
 PAPERS = ("melody", "chord", "section")  # the levels that the published encodings read
-BASES = {"melody": 7920, "tempo": 9919, "chord": 10001, "section": 11339, "beat": 8353, "bar": 13577, "phrase": 12899}
-"""Of the sines of each level, all different, so that equal numbers of two levels do not look alike; the first four are
-the published ones."""
+BASES = {**levels_of_papers.BASES, "beat": 8353.0, "bar": 13577.0, "phrase": 12899.0}
+"""Of the sines of each level, all different, so that equal numbers of two levels do not look alike: the published ones,
+and three of our own."""
 
 
 def structure_options(
