@@ -24,6 +24,7 @@ from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from relpos.lab.measure import parameter_groups
 from relpos.lab.progress import Notice
 from relpos.lab.settings import Settings
+from relpos.tasks.base import amount, pace
 
 CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 20.0  # seconds between checkpoints
@@ -187,9 +188,8 @@ def _step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - begin
-    tokens = (batch[0] if isinstance(batch, tuple) else batch).numel()
     line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
-    return {**line, "seconds": seconds, "tokens": tokens}
+    return {**line, "seconds": seconds, pace(task): amount(task, batch)}
 
 
 def _count(line: dict[str, Any], state: dict[str, Any], untimed: bool) -> None:
