@@ -193,7 +193,7 @@ def markdown_table(results: Results) -> str:
     """The table of the report in markdown."""
     columns = _columns(results)
     several = len(results.lengths) > 1
-    heads = [f"{m.title} at {n} ({n / results.train_length:.3g}x)" if several else m.title for m, n in columns]
+    heads = [f"{m.title} at {n} ({_times(results, n)})" if several else m.title for m, n in columns]
     heads += ["parameters (encoding)", *(_cost_head(cost) for cost in results.costs)]
     heads += [f"{_training(results)}{results.pace}/s", "step memory (MiB)"]
     lines = ["| encoding | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
@@ -207,6 +207,10 @@ def markdown_table(results: Results) -> str:
         cells = [_baseline_text(results, name, m, n) for m, n in columns]
         lines.append(f"| *{name}* (baseline) | " + " | ".join(cells) + " |" + " |" * (3 + len(results.costs)))
     return "\n".join(lines) + "\n"
+
+
+def _times(results: Results, length: int) -> str:
+    return f"{length / results.train_length:.3g}x"
 
 
 def _cost_head(cost: Metric) -> str:
@@ -320,7 +324,7 @@ def _page(results: Results) -> dict[str, Any]:
         {"title": e.title, "caption": e.caption, "wide": e.wide, "uri": plots.data_uri(plots.svg(e.figure), SVG)}
         for e in _figures(results)
     ]
-    several, measure = len(results.lengths) > 1, results.measure
+    several = len(results.lengths) > 1
     shared, samples = _samples(results)
     drawn = _pictures(results)
     return {
@@ -329,7 +333,7 @@ def _page(results: Results) -> dict[str, Any]:
         "columns": [
             {
                 "title": m.title,
-                "length": f"at {n}, {n / results.train_length:.3g}x {measure.trained}" if several else "",
+                "length": f"at {n}, {_times(results, n)} {results.measure.trained}" if several else "",
             }
             for m, n in _columns(results)
         ],

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,10 @@ def _attention(model: nn.Module) -> Iterator[Map]:
     listed, grid = getattr(model, "encodings", None), getattr(model, "grid", None)
     if not callable(listed) or not isinstance(grid, tuple):
         return
-    heads = next((part.heads for part in model.modules() if isinstance(getattr(part, "heads", None), int)), 1)
-    width = int(getattr(model, "dim", heads)) // heads
+    counts = [getattr(part, "heads", None) for part in model.modules()]
+    heads = next((count for count in counts if isinstance(count, int)), 1)
+    dim = getattr(model, "dim", heads)
+    width = dim // heads if isinstance(dim, int) else 1
     for name, encoding in listed():
         if isinstance(encoding, Encoding) and not isinstance(encoding, Absolute):
             quiet = copy.deepcopy(encoding).eval().cpu().double()
@@ -78,7 +81,7 @@ def _measured(encoding: Encoding, query: Grid | Index, cells: Grid | Index, head
     unit = torch.randn(_DRAWS, heads, 1, dim, generator=generator, dtype=torch.float64)
     unit = nn.functional.normalize(unit, dim=-1)
     content = unit.transpose(1, 2).flatten(2).expand(-1, count, -1)
-    options = {"content": content} if getattr(encoding, "needs_content", False) else {}
+    options: dict[str, Any] = {"content": content} if getattr(encoding, "needs_content", False) else {}
     keys = unit.expand(-1, -1, count, -1)
     parts = []
     zero = torch.zeros_like(keys)
