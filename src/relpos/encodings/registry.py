@@ -54,6 +54,8 @@ _ENTRIES: dict[str, Entry] = {
     "non_stationary_rpe": Entry("content.non_stationary:NonStationaryRPE"),
     "same_label": Entry("bias.same_label:SameLabel"),
     "swin": Entry("bias.swin:SwinBias", {"window": (7, 7)}),
+    "lrpe": Entry("bias.lrpe:LRPE", {"window": (14, 14)}),
+    "gqpe": Entry("bias.gqpe:GQPE", {"window": (14, 14)}),
     "log_cpb": Entry("bias.log_cpb:LogCPB", {"window": (8, 8)}),
     "alibi_2d": Entry("bias.alibi_2d:ALiBi2D"),
     "irpe": Entry("content.irpe:IRPE", {"heads": None}),

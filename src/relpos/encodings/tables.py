@@ -36,14 +36,29 @@ def resized(table: Tensor, old: Sequence[int], new: Sequence[int], curve: Curve 
         raise ValueError(f"a table of window {tuple(old)} is ({rows_of(old)}, columns), got {tuple(table.shape)}")
     if (curve, len(old)) not in _MODES:
         raise ValueError(f'curve is "cubic" or "linear", got {curve!r}')
-    table = table.detach()
-    if tuple(old) == tuple(new):
-        return table.clone()
     before, after = ([2 * side - 1 for side in window] for window in (old, new))
-    if len(old) == 1 and curve == "cubic":  # an image of height 1, which the kernel leaves as it is
+    return _stretched(table.detach(), before, after, curve)
+
+
+def resized_cells(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """The same for a table with a row for every cell of a window, (h w, columns) in row-major order, as for a picture."""
+    if len(old) != len(new) or len(old) not in (1, 2):
+        raise ValueError(f"windows have one or two sides, both the same number; got {tuple(old)} and {tuple(new)}")
+    if table.dim() != 2 or table.shape[0] != math.prod(old):
+        raise ValueError(
+            f"a table of the cells of {tuple(old)} is ({math.prod(old)}, columns), got {tuple(table.shape)}"
+        )
+    return _stretched(table.detach(), list(old), list(new), "cubic")
+
+
+def _stretched(table: Tensor, before: list[int], after: list[int], curve: Curve) -> Tensor:
+    if before == after:
+        return table.clone()
+    mode = _MODES[curve, len(before)]
+    if len(before) == 1 and curve == "cubic":  # an image of height 1, which the kernel leaves as it is
         before, after = [1, *before], [1, *after]
     image = table.T.reshape(1, -1, *before).to(torch.promote_types(table.dtype, torch.float32))
-    found = nn.functional.interpolate(image, size=after, mode=_MODES[curve, len(old)], align_corners=False)
+    found = nn.functional.interpolate(image, size=after, mode=mode, align_corners=False)
     return found[0].flatten(1).T.to(table.dtype).contiguous()
 
 
