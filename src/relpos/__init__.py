@@ -11,6 +11,7 @@ from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.kernels.toeplitz import toeplitz_matmul
 from relpos.mixers.functional import attention, explain
+from relpos.mixers.gating import SGU, PoSGU, window_mix
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention
 from relpos.mixers.self_attention import SelfAttention
@@ -19,8 +20,10 @@ from relpos.mixers.stream import Stream
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGU",
     "Channels",
     "KernelStream",
+    "PoSGU",
     "SelfAttention",
     "Stream",
     "__version__",
@@ -36,4 +39,5 @@ __all__ = [
     "positions",
     "register",
     "toeplitz_matmul",
+    "window_mix",
 ]

@@ -24,6 +24,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, cells and buffers so small that a few dozen tokens cross the borders of all of them."""
     for module, name, value in [
         (band, "LEAST", 4), (split, "NEAR", 3), (split, "CELL", 8), (split, "GROUP", 4), (split, "MADE", 64),
+        (split, "TOGETHER", 1),
         (split, "GRAIN", 4), (tiles, "QUERIES", 5), (tiles, "KEYS", 7), (tiles, "SCORES", 2**7),
         (split, "ELEMENTS", 2**7), (spectrum, "ELEMENTS", 2**7),
     ]:  # fmt: skip

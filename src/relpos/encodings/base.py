@@ -236,7 +236,8 @@ class Bias(RowBias):
     """
 
     form = "Bias"
-    mixers = ("softmax", "kernelized")
+    mixers = ("softmax", "kernelized", "gate")
+    normalized: bool = False  # the weights of a gate: their softmax over the window, instead of the numbers themselves
 
     def at(self, lag: Tensor) -> Tensor:
         """The bias of each lag (key - query), in float32 or wider."""
@@ -250,6 +251,11 @@ class Bias(RowBias):
     def factors(self, n: int) -> tuple[Tensor, Tensor] | None:
         """Exact low rank where there is one: float64 f, g of shape (heads, n, rank) with f[h, i] . g[h, j] = bias
         of lag j - i, up to a term of the query alone (softmax ignores it) where it is `causal_only`."""
+        return None
+
+    def per_axis(self, sides: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+        """Where the bias is a sum over the axes of a grid: the term of each, (heads, 2 side - 1) with index lag + side
+        - 1, so that its exponential is a product and a softmax over a window one along each axis. Else None."""
         return None
 
     def tail(self) -> Tail | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, check_heads, positive
 from relpos.encodings.reference import need
+from relpos.encodings.tables import LagTables, resized, rows_of
 from relpos.positions import Grid
 
 
@@ -29,7 +30,7 @@ def check_lag(lag: Tensor, name: str) -> None:
         )
 
 
-class SwinBias(Bias):
+class SwinBias(LagTables, Bias):
     """Adds table[index(i, j), h] to the score of head h, for tokens i (query) and j (key) in one window of a grid.
 
         index = (y_i - y_j + h - 1) * (2 w - 1) + (x_i - x_j + w - 1)         query minus key, as in the released code
@@ -38,7 +39,8 @@ class SwinBias(Bias):
     window (h, w) in cells
     Added after the scale. `at` takes this library's lag (key - query) and turns it round here. Positions are `Grid`s
     of two axes, of any part of the window; shifted windows are `segments` of `rp.attention`. ValueError for a lag that
-    the table does not hold: `resize` makes a table for a larger window.
+    the table does not hold: `resize` makes a table for a larger window. Weights of another window do not load, and the
+    error says so.
     Source: Liu et al. 2021, "Swin Transformer", eq. 4.
     """
 
@@ -52,8 +54,7 @@ class SwinBias(Bias):
     def __init__(self, heads: int, window: tuple[int, int] | int) -> None:
         super().__init__()
         self.heads, self.window = check_heads(heads), check_window("window", window)
-        height, width = self.window
-        self.table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), heads))
+        self.table = nn.Parameter(torch.empty(rows_of(self.window), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     @classmethod
@@ -79,14 +80,9 @@ class SwinBias(Bias):
 
     def resize(self, window: tuple[int, int] | int) -> SwinBias:
         """A new SwinBias whose table is this one interpolated (bicubic) to another window, as released models do."""
-        sides = check_window("window", window)
-        other = SwinBias(self.heads, sides).to(self.table)
-        old, new = ([2 * side - 1 for side in s] for s in (self.window, sides))
-        image = self.table.detach().T.reshape(1, self.heads, *old)
-        wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        resized = nn.functional.interpolate(wide, size=new, mode="bicubic", align_corners=False)
+        other = SwinBias(self.heads, window).to(self.table)
         with torch.no_grad():
-            other.table.copy_(resized[0].flatten(1).T)
+            other.table.copy_(resized(self.table, self.window, other.window))
         return other
 
     def extra_repr(self) -> str:

@@ -27,6 +27,8 @@ MADE = 2**16  # features made at a time, over all batch rows and heads
 GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly
 CELL = 1024  # side of the diagonal squares that a causal sum takes directly
+TOGETHER = 8  # rows in one transform of the forward pass at least: each is planned anew, which costs as much as some
+# rows; the backward pass has more buffers, and keeps them in the cache
 _scratch = Scratch()
 
 
@@ -218,17 +220,18 @@ class _Shared:
 
     def parts(self, whole: bool = False) -> list[_Part]:
         batch, heads, width, _ = self.v.shape
-        count = 1 if whole else -(-width // max(1, ELEMENTS // max(self.lengths)))
+        count = 1 if whole else -(-width // max(TOGETHER, ELEMENTS // max(self.lengths)))
         step = -(-width // count)
         columns = [slice(e, min(e + step, width)) for e in range(0, width, step)]
         return [_Part(b, h, part) for b in range(batch) for h in range(heads) for part in columns]
 
-    def chunks(self, part: _Part, length: int, features: int) -> Iterator[tuple[slice, slice]]:
-        """Features and columns that are transformed at once, so that a buffer stays in the cache."""
+    def chunks(self, part: _Part, length: int, features: int, least: int = 1) -> Iterator[tuple[slice, slice]]:
+        """Features and columns that are transformed at once, at least so many rows: a buffer stays in the cache."""
         columns = part.columns.stop - part.columns.start
-        wide = min(columns, max(1, ELEMENTS // length))
+        together = max(least, ELEMENTS // length)
+        wide = min(columns, together)
         wide = -(-columns // -(-columns // wide))
-        deep = max(1, ELEMENTS // (length * wide))
+        deep = max(1, together // wide)
         for r in range(0, features, deep):
             for e in range(part.columns.start, part.columns.stop, wide):
                 yield slice(r, min(r + deep, features)), slice(e, min(e + wide, part.columns.stop))
@@ -267,7 +270,7 @@ def _back(spectra: Tensor, length: int, n: int) -> Tensor:
 def _sum(shared: _Shared, phi_q: Tensor, phi_k: Tensor, out: Tensor, part: _Part) -> None:
     q, k, v, o = (x[part.b, part.h] for x in (phi_q, phi_k, shared.v, out))
     for job, length, factor in zip(shared.jobs, shared.lengths, shared.spectra, strict=True):
-        for r, e in shared.chunks(part, length, len(q)):
+        for r, e in shared.chunks(part, length, len(q), TOGETHER):
             spectra = _transformed("spectra", k[r, job.j0 : job.j1], v[e, job.j0 : job.j1], length)
             y = _back(spectra.mul_(factor[part.h]), length, job.i1 - job.i0)
             rows = q[r, job.i0 : job.i1]

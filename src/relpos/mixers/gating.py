@@ -1,0 +1,278 @@
+"""Mixing the tokens of a window by their lag alone, without queries and keys: the gate of PosMLP, and gMLP's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.base import Bias, Encoding
+from relpos.encodings.bias.gqpe import GQPE
+from relpos.encodings.bias.lrpe import LRPE
+from relpos.encodings.reference import find
+from relpos.encodings.registry import entry, fitted
+from relpos.encodings.tables import resized_cells
+from relpos.encodings.window import Sides, said, sides_of
+from relpos.kernels import window as kernel
+from relpos.kernels.call import computing
+from relpos.positions import Grid, Index
+
+
+def window_mix(
+    x: Tensor,
+    encoding: Bias,
+    window: Sides,
+    *,
+    mask: Tensor | None = None,
+    method: str = "auto",
+) -> Tensor:
+    """y_m,c = sum_n weight_g(m, n) x_n,c over the tokens n of m's window; channel c belongs to group c mod groups.
+
+    x (.., n, channels), n the cells of one window in row-major order; returns the same shape and dtype. Sums run in at
+    least float32.
+    encoding  any Bias: its value at a lag is the weight, or where it is `normalized` (GQPE) its softmax over the window
+    window    (height, width), an integer for a square, or (length,)
+    mask      (n, n) or (windows, n, n), row = query, for x (.., windows, n, channels). Boolean: True may be mixed; a
+              row without any gives 0. A floating one is added to the scores of a normalised encoding
+    method    "dense": a matrix a group; "axes": O(n (h + w)), memory linear in n; "auto": the quicker
+    The gradient is defined once.
+    Raises ValueError or TypeError for what does not fit. Source: Wang et al. 2022 (PosMLP), section 3.
+    """
+    sides = _checked(x, encoding, window)
+    scores = _generator(encoding, sides)
+    if mask is not None:
+        return _masked(scores, x, sides, encoding.normalized, mask, method)
+    if not encoding.normalized:
+        return kernel.mixed(scores, x, sides, method)
+    axes = encoding.per_axis(sides)
+    if axes is not None and method != "dense":
+        return _along_axes(axes, x, sides)
+    if (method == "auto" and len(sides) == 2 and min(sides) >= kernel.LARGE) or method == "axes":
+        top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
+        weights = (scores - top).exp()
+        total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), encoding.heads), sides, method)
+        if bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):  # else no factor suits all rows
+            repeats = x.shape[-1] // encoding.heads
+            return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, repeats)).to(x.dtype)
+    weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
+    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+
+
+def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:
+    found = encoding.lags(sides) if len(sides) > 1 else encoding.lags(sides[0])
+    return found.to(computing(found.dtype))
+
+
+def _along_axes(axes: tuple[Tensor, ...], x: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """A softmax over a window whose score is a sum over the axes is one along each axis."""
+    wide = x.to(torch.promote_types(axes[0].dtype, computing(x.dtype)))
+    for axis, generator in enumerate(axes):
+        weights = kernel.Matrices.apply(generator.to(wide.dtype), (sides[axis],)).softmax(-1)  # type: ignore[no-untyped-call]
+        before, after = math.prod(sides[:axis]), math.prod(sides[axis + 1 :])
+        # The cells of later axes and the channels are columns alike; groups stay the fastest.
+        cells = wide.reshape(-1, before, sides[axis], after * x.shape[-1])
+        wide = kernel.applied(weights, cells).view(x.shape)
+    return wide.to(x.dtype)
+
+
+def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool, mask: Tensor, method: str) -> Tensor:
+    n = math.prod(sides)
+    if method == "axes":
+        raise ValueError('a mask wants the matrix of weights; method is "dense" or "auto"')
+    if mask.dim() not in (2, 3) or mask.shape[-2:] != (n, n):
+        raise ValueError(f"mask is ({n}, {n}) or (windows, {n}, {n}), got {tuple(mask.shape)}")
+    if mask.dim() == 3 and (x.dim() < 3 or x.shape[-3] != len(mask)):
+        raise ValueError(f"a mask of {len(mask)} windows wants x (.., {len(mask)}, n, channels), got {tuple(x.shape)}")
+    if mask.dtype != torch.bool and not normalized:
+        raise TypeError("weights that are not normalised have no scores to add to; mask is boolean, True: mixed")
+    weights: Tensor = kernel.Matrices.apply(scores, sides)  # type: ignore[no-untyped-call]
+    mask = mask.unsqueeze(-3)  # beside the groups
+    if not normalized:
+        weights = weights.masked_fill(~mask, 0)
+    elif mask.dtype == torch.bool:
+        weights = weights.masked_fill(~mask, -torch.inf).softmax(-1)
+        weights = weights.masked_fill(~mask, 0)  # a row without any is NaN before
+    else:
+        weights = (weights + mask).softmax(-1)
+    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+
+
+def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is a floating-point tensor (.., tokens, channels), got {got}")
+    if not isinstance(encoding, Bias):
+        name = type(encoding).__name__
+        raise TypeError(f"a gate takes a Bias, such as LRPE or GQPE, whose value depends on the lag alone; got {name}")
+    sides = sides_of("window", window)
+    wanted = Index if len(sides) == 1 else Grid
+    if wanted not in encoding.takes:
+        raise TypeError(
+            f"{type(encoding).__name__} has no meaning in the window {said(sides)}: that is of another kind"
+        )
+    if x.shape[-2] != math.prod(sides):
+        raise ValueError(f"the window {said(sides)} has {math.prod(sides)} tokens; x holds {x.shape[-2]}")
+    if x.shape[-1] % encoding.heads:
+        raise ValueError(f"groups divide the channels that are mixed, got {encoding.heads} and {x.shape[-1]}")
+    return sides
+
+
+class _Gate(nn.Module):
+    """Half of the channels, mixed over the tokens, times the other half."""
+
+    def __init__(self, dim: int, window: Sides, split: bool = True) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1 or (split and dim % 2):
+            raise ValueError(f"dim, the number of channels that come in, is even, got {dim!r}: half of them gate")
+        self.dim, self.window, self.split = dim, sides_of("window", window), split
+        self.mixed = dim // 2 if split else dim
+
+    def mix(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[-1] != self.dim or x.shape[-2] != math.prod(self.window):
+            raise ValueError(
+                f"x is (.., {math.prod(self.window)}, {self.dim}): the tokens of the window {said(self.window)} in "
+                f"row-major order; got {tuple(x.shape)}"
+            )
+        u, v = x.chunk(2, -1) if self.split else (x, x)
+        return self.mix(u) * v
+
+
+class PoSGU(_Gate):
+    """The positional spatial gating unit of PosMLP: x (.., n, dim) to (.., n, dim / 2), n the tokens of one window.
+
+        u, v = halves of x;     u'_m,c = sum_n weight_g(m, n) u_n,c + b_m;     out = u' v;      g = c mod groups
+
+    dim         channels that come in; without `split` u = v = x, and as many go out
+    window      (height, width), an integer for a square, or (length,) for a line; row-major inside
+    encoding    a Bias ("lrpe", "gqpe", or any other) with as many heads as there are groups; by name it is built with
+                groups, window and encoding_options
+    groups      1 by default for a name; divides the channels that are mixed. Groups are interleaved, as released
+    token_bias  b (n,), zero at first: the only parameter that knows an absolute place
+    free        besides, a free matrix (n, n) for all groups, as the released code has it with pos_only=False
+    method      as in `relpos.window_mix`
+
+    No normalisation inside, unlike gMLP's unit. Parameters do not grow with n (GQPE) or like n (LRPE) but for b.
+    Source: Wang et al. 2022 (PosMLP), eq. 5-8; `from_reference` takes the released weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        window: Sides,
+        encoding: Encoding | str = "lrpe",
+        *,
+        groups: int | None = None,
+        encoding_options: Mapping[str, Any] | None = None,
+        token_bias: bool = True,
+        free: bool = False,
+        split: bool = True,
+        method: str = "auto",
+    ) -> None:
+        super().__init__(dim, window, split)
+        if isinstance(encoding, str):
+            count = groups or 1
+            context = {"groups": count, "heads": count}
+            own = dict(encoding_options or {})
+            if "window" in entry(encoding).defaults:
+                own.setdefault("window", self.window)
+            encoding = fitted(encoding, context, own)
+        elif encoding_options:
+            raise ValueError("encoding_options belong to an encoding given by name")
+        if not isinstance(encoding, Bias):
+            raise TypeError(f"a gate takes a Bias, such as lrpe or gqpe; got {type(encoding).__name__}")
+        if groups is not None and encoding.heads != groups:
+            raise ValueError(f"the encoding has {encoding.heads} groups, not {groups}")
+        if self.mixed % encoding.heads:
+            raise ValueError(f"groups divide the {self.mixed} channels that are mixed, got {encoding.heads}")
+        own_window = getattr(encoding, "window", self.window)
+        if tuple(own_window) != self.window:
+            raise ValueError(
+                f"the encoding's window is {said(tuple(own_window))}, the unit's {said(self.window)}; use "
+                f"encoding.resize({self.window})"
+            )
+        n = math.prod(self.window)
+        self.encoding, self.groups, self.method = encoding, encoding.heads, method
+        self.bias = nn.Parameter(torch.zeros(n)) if token_bias else None
+        self.free = nn.Parameter(nn.init.trunc_normal_(torch.empty(n, n), std=1e-6)) if free else None
+
+    @classmethod
+    def from_reference(
+        cls,
+        arrays: Mapping[str, Any],
+        dim: int,
+        window: Sides,
+        *,
+        symmetric: bool = True,
+        generalized: bool = True,
+        split: bool = True,
+    ) -> PoSGU:
+        """From released weights of one unit: its table or its centres and spreads, token_proj_n_bias, and
+        token_proj_n_weights where there is a free matrix. symmetric, generalized as in `GQPE.from_reference`."""
+        bias, free = find(arrays, "token_proj_n_bias", "tokbias"), find(arrays, "token_proj_n_weights", "extra_weight")
+        encoding: Bias
+        if find(arrays, "window_relative_position_bias_table", "table") is not None:
+            encoding = LRPE.from_reference(arrays, window)
+        else:
+            encoding = GQPE.from_reference(arrays, window, symmetric, generalized)
+        own = cls(dim, window, encoding, token_bias=bias is not None, free=free is not None, split=split)
+        own = own.to(next(encoding.parameters()))
+        with torch.no_grad():
+            for mine, theirs in ((own.bias, bias), (own.free, free)):
+                if mine is not None and theirs is not None:
+                    mine.copy_(theirs.reshape(mine.shape))
+        return own
+
+    def mix(self, u: Tensor) -> Tensor:
+        found = window_mix(u, self.encoding, self.window, method=self.method)
+        if self.free is not None:
+            found = found + self.free.to(u.dtype) @ u
+        return found if self.bias is None else found + self.bias.to(u.dtype).unsqueeze(-1)
+
+    def resize(self, window: Sides) -> PoSGU:
+        """A new unit for another window: the encoding's own `resize`, and the token biases interpolated like pixels
+        (bicubic). ValueError for a free matrix, which belongs to one size."""
+        if self.free is not None:
+            raise ValueError("a free matrix belongs to one window and cannot be resized")
+        other = copy.deepcopy(self)
+        other.window = sides_of("window", window, axes=len(self.window))
+        resize = getattr(self.encoding, "resize", None)
+        other.encoding = copy.deepcopy(self.encoding) if resize is None else resize(other.window)
+        if self.bias is not None:
+            other.bias = nn.Parameter(resized_cells(self.bias[:, None], self.window, other.window)[:, 0])
+        return other
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, window={said(self.window)}, groups={self.groups}"
+
+
+class SGU(_Gate):
+    """The spatial gating unit of gMLP: x (.., n, dim) to (.., n, dim / 2) with a free matrix over the tokens.
+
+        u, v = halves of x;      out = (W LayerNorm(u) + b) v
+
+    weight (n, n) uniform within 1e-3 / n of 0 and bias (n,) 1, so that the unit starts as v alone (section 2.1). timm's
+    version draws the weight with a standard deviation of 1e-6; the copy in the code of PosMLP never calls its own
+    initialisation. One matrix serves all channels, and belongs to one size: see `resize`.
+    Source: Liu et al. 2021, "Pay Attention to MLPs", eq. 2-3.
+    """
+
+    def __init__(self, dim: int, window: Sides, *, norm: bool = True) -> None:
+        super().__init__(dim, window)
+        n = math.prod(self.window)
+        self.norm = nn.LayerNorm(self.mixed) if norm else None
+        self.weight = nn.Parameter(torch.empty(n, n).uniform_(-1e-3 / n, 1e-3 / n))
+        self.bias = nn.Parameter(torch.ones(n))
+
+    def mix(self, u: Tensor) -> Tensor:
+        u = u if self.norm is None else self.norm(u)
+        return nn.functional.linear(u.transpose(-1, -2), self.weight, self.bias).transpose(-1, -2)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, window={said(self.window)}"
