@@ -23,6 +23,7 @@ from relpos.tasks import Artifact, Evaluation
 from relpos.tasks.base import lengths, pace
 
 RECORD = "evaluation.json"
+LARGEST_BATCH = 64  # weighed of a training by a recipe, whose batch may be more than one device holds
 FARTHEST_LAG = 512  # of the pictures: longer ones take long to probe and show no more
 
 
@@ -51,7 +52,8 @@ def assess(
     model = trained.model
     total, own = parameters(model)
     log = read_log(folder / "metrics.jsonl")
-    batch = move_data_to_device(task.batch(0, seed, settings.batch), next(model.parameters()).device)
+    size = min(settings.batch, LARGEST_BATCH) if settings.recipe else settings.batch
+    batch = move_data_to_device(task.batch(0, seed, size), next(model.parameters()).device)
     record: dict[str, Any] = {
         "encoding": encoding,
         "seed": seed,

@@ -8,7 +8,7 @@ runs on one device as ever.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from relpos.lab.errors import LabError
+from relpos.lab.preparation import prepare
+from relpos.lab.progress import Reporter
+from relpos.lab.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,15 @@ class Recipe:
         if self.precision != "auto":
             return self.precision
         return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def in_steps(task: Any, settings: Settings, reporter: Reporter) -> Settings:
+    """The settings with as many steps as the epochs of their recipe are; as they are where there are none."""
+    epochs = Recipe.of(settings.recipe).epochs
+    if epochs is None:
+        return settings
+    prepare(task, reporter)
+    return replace(settings, steps=max(1, epochs * task.examples // settings.batch))
 
 
 class Average(nn.Module):

@@ -43,6 +43,11 @@ SIDES = {
 SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of the side of training: the sizes to evaluate at
 STEP = 4  # pixels: sizes are multiples of it, as patches want them
 SPLITS = ("validation", "test")
+CONTESTANTS = (
+    "nope[network=gmlp]",  # its free matrix
+    *("lrpe[network=gmlp,groups=1]", "lrpe[network=gmlp]", "gqpe[network=gmlp]", "gqpe[network=posmlp]"),
+    *("nope", "learned", "axial_rope", "swin"),
+)
 SHOWN = 16
 _CONFUSION_OF = 400
 _A_BATCH = 250
@@ -68,12 +73,12 @@ class Images:
     costs = (costs.MACS, costs.THROUGHPUT)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
-            "encodings": ("nope", "learned", "axial_rope", "swin"),
+            "encodings": CONTESTANTS,
             "seeds": (0,), "steps": 1500, "batch": 64, "rates": (2e-3,), "budget": 12.0, "model": {},
         },
         "results": {
-            "seeds": (0, 1, 2), "steps": 4000, "batch": 64, "rates": (2e-3,), "budget": None, "model": {},
-            "task_options": {"judged": [2000, 10_000]},
+            "seeds": (0, 1, 2), "steps": 4000, "batch": 64, "rates": (1e-3, 4e-3), "sweep_steps": 300, "budget": None,
+            "model": {}, "task_options": {"judged": [2000, 10_000]},
         },
     }  # fmt: skip
 
@@ -91,9 +96,11 @@ class Images:
             raise ValueError(f"dataset is one of {', '.join(SIDES)}, got {dataset!r}")
         self.dataset, self.path = dataset, path
         self.train_length = SIDES[dataset] if side is None else side
+        if self.train_length < 1:
+            raise ValueError(f"side is at least 1 pixel, got {side}")
         usual = sorted({self.train_length, *(STEP * round(self.train_length * s / STEP) for s in SHARES)} - {0})
         self.lengths = tuple(usual if sizes is None else sorted({*sizes, self.train_length}))
-        for name, value in (("side and sizes", self.lengths), ("judged", judged)):
+        for name, value in (("sizes", self.lengths), ("judged", judged)):
             if min(value) < 1:
                 raise ValueError(f"{name} are at least 1, got {value}")
         if shift < 0:
@@ -284,12 +291,7 @@ class Images:
 
     def pictures(self, model: nn.Module, directory: Path) -> list[Artifact]:
         """The weight or the bias of every cell for the query in the middle, by layer and group."""
-        found = maps.of(model)
-        if not found:
-            return []
-        path = Path(directory) / "maps.png"
-        maps.draw(found, path)
-        return [Artifact(path, "image", maps.caption(found))]
+        return maps.artifacts(model, Path(directory))
 
     def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
         """Some test pictures with the network's answers, and its table of right and wrong answers.

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Bias, Encoding
 from relpos.mixers.functional import attention
+from relpos.mixers.gating import SGU, PoSGU
 from relpos.positions import Grid, Index
+from relpos.tasks.base import Artifact
 
 MOST_GROUPS = 8  # drawn of a layer
 MOST_LAYERS = 12
@@ -43,7 +45,18 @@ def of(model: nn.Module) -> list[Map]:
 
 
 def _gates(model: nn.Module) -> Iterator[Map]:
-    return iter(())
+    gates = [part for part in model.modules() if isinstance(part, PoSGU | SGU) and len(part.window) == 2]
+    for index, gate in enumerate(gates, start=1):
+        height, width = gate.window
+        middle = height // 2 * width + width // 2
+        if isinstance(gate, SGU):
+            weights = gate.weight[middle : middle + 1]
+        else:
+            cells = Grid.of(height, width)
+            query = Grid(cells.values[:, middle : middle + 1])
+            weights = copy.deepcopy(gate.encoding).cpu().double().bias(query, cells)[:, 0]
+            weights = weights.softmax(-1) if gate.encoding.normalized else weights
+        yield Map(f"layer {index}", weights.reshape(-1, height, width).float().cpu().numpy(), "weight")
 
 
 def _attention(model: nn.Module) -> Iterator[Map]:
@@ -127,3 +140,9 @@ def draw(maps: Sequence[Map], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def artifacts(model: nn.Module, directory: Path) -> list[Artifact]:
+    """The picture of all maps as a file of a report; [] where there is nothing to draw."""
+    found = of(model)
+    return [Artifact(draw(found, directory / "maps.png"), "image", caption(found))] if found else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ def pillow() -> Any:
     return Image
 
 
-def decode(content: bytes | Path) -> Any:
-    """The picture as PIL image of mode "L" (grey files) or "RGB", what is transparent laid on white.
+def decode(content: bytes | str) -> Any:
+    """The picture, from its bytes or its file, as PIL image of mode "L" (grey) or "RGB", transparent parts on white.
 
     Unreadable says why not: damaged, no picture, or more than `LARGEST` pixels.
     """
@@ -127,10 +128,11 @@ def told(broken: Sequence[tuple[str, str]], readable: int) -> dict[str, object]:
 class Listing:
     """The picture files of a folder by side ("train", "val", "test", or "" where there are no sides), not opened yet.
 
-    files[side]: paths in order of their names; labels[side]: (count,) int64; classes: folder names, sorted.
+    files[side]: paths as text (there may be a million), in order of their names; labels[side]: (count,) int64;
+    classes: folder names, sorted.
     """
 
-    files: dict[str, tuple[Path, ...]]
+    files: dict[str, tuple[str, ...]]
     labels: dict[str, np.ndarray]
     classes: tuple[str, ...]
 
@@ -151,7 +153,7 @@ def listed(path: Path) -> Listing:
     classes = tuple(sorted(each.name for each in sides[first].iterdir() if each.is_dir() and each.name[0] != "."))
     if len(classes) < 2:
         raise ValueError(f"{sides[first]} holds {len(classes)} class folders; wanted are two or more, one a class")
-    files: dict[str, tuple[Path, ...]] = {}
+    files: dict[str, tuple[str, ...]] = {}
     labels: dict[str, np.ndarray] = {}
     for side, folder in sides.items():
         found = {name: _pictures(folder / name) for name in classes}
@@ -161,11 +163,12 @@ def listed(path: Path) -> Listing:
     return Listing(files, labels, classes)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+def _pictures(folder: Path) -> list[str]:
+    walk = os.walk(folder, followlinks=True)
+    return sorted(f"{place}/{name}" for place, _, names in walk for name in names if name.lower().endswith(SUFFIXES))
 
 
-def _check_classes(side: str, folder: Path, found: Mapping[str, list[Path]], first: str) -> None:
+def _check_classes(side: str, folder: Path, found: Mapping[str, list[str]], first: str) -> None:
     empty = [name for name, files in found.items() if not files]
     listed = ", ".join(empty[:NAMED]) + (" ..." if len(empty) > NAMED else "")
     if empty and side == first:
@@ -195,10 +198,10 @@ def folder(path: Path, card: Card, progress: Progress | None = None) -> Images:
         for file, label in zip(files, found.labels[side], strict=True):
             done += 1
             try:
-                content = file.read_bytes()
+                content = Path(file).read_bytes()
                 images.append(_small(decode(content)))
             except (Unreadable, OSError) as error:
-                broken.append((str(file.relative_to(path)), str(error)))
+                broken.append((str(Path(file).relative_to(path)), str(error)))
                 continue
             labels.append(int(label))
             keys[side].append(hashlib.sha256(content).digest())
