@@ -16,6 +16,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from relpos.lab.environment import cores
 from relpos.lab.errors import LabError
 from relpos.lab.preparation import prepare
 from relpos.lab.progress import Reporter
@@ -138,7 +139,7 @@ def batches(
         source,
         batch_size=None,
         sampler=range(first, steps),
-        num_workers=loaders,
+        num_workers=min(loaders, max(1, cores() // world)),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )

@@ -5,6 +5,7 @@ Everything a step depends on is either a pure function of (settings, seed, step)
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -148,28 +149,20 @@ def train_model(
     if recipe.count() == 1:
         return _train(recipe.fabric(), *arguments, progress, save_every)
     with ignored_interrupts():  # the processes hear Ctrl-C themselves, and save before they end
-        outcome = recipe.fabric().launch(_train_one_of_several, *arguments, save_every)
+        # Bound and not passed on: Lightning goes through what it passes, and stops at a frozen record.
+        work = functools.partial(_train_one_of_several, arguments=arguments, save_every=save_every)
+        outcome = recipe.fabric().launch(work)
     if outcome == "stopped":
         raise KeyboardInterrupt
     return _train(Recipe.of({**settings.recipe, "devices": 1}).fabric(), *arguments, progress, save_every)
 
 
-def _train_one_of_several(
-    device: Fabric,
-    task: Any,
-    settings: Settings,
-    encoding: str,
-    seed: int,
-    rate: float,
-    steps: int,
-    folder: Path,
-    save_every: float,
-) -> str:
+def _train_one_of_several(device: Fabric, arguments: tuple[Any, ...], save_every: float) -> str:
     """A process of several; the first tells of its progress by lines."""
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
-            _train(device, task, settings, encoding, seed, rate, steps, folder, step, save_every)
+            _train(device, *arguments, step, save_every)
     except KeyboardInterrupt:
         return "stopped"
     return "done"
