@@ -122,13 +122,6 @@ class Sized(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
-def stretch(table: Tensor, old: Sides, new: Sides) -> Tensor:
-    """Values on a grid, (.., old[0] * old[1]), interpolated (bicubic) to another, (.., new[0] * new[1])."""
-    wide = table.detach().to(torch.promote_types(table.dtype, torch.float32)).reshape(1, -1, *old)
-    resized = nn.functional.interpolate(wide, size=new, mode="bicubic", align_corners=False)
-    return resized.reshape(*table.shape[:-1], new[0] * new[1]).to(table.dtype)
-
-
 def scaled(window: Sides, old: Sides, new: Sides) -> Sides:
     """A window that covers the same share of the new grid as of the old."""
     return max(round(window[0] * new[0] / old[0]), 1), max(round(window[1] * new[1] / old[1]), 1)
