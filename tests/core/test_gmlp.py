@@ -87,8 +87,42 @@ def test_a_free_matrix_keeps_what_it_sums_to() -> None:
 
 
 def test_weights_of_another_size_name_resize() -> None:
-    with pytest.raises(ValueError, match="resize"):
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.gate\.weight has shape \(16, 16\).*12 x 15.*network\.resize"):
         small().load_state_dict(small(image=(12, 12)).state_dict())
+
+
+def test_released_weights_by_the_formula() -> None:
+    """timm's names and order: the second half of the channels is normalised and mixed, the first one is the gate."""
+    torch.manual_seed(0)
+    shapes = {
+        "stem.proj.weight": (6, 2, 4, 4), "stem.proj.bias": (6,), "norm.weight": (6,), "norm.bias": (6,),
+        "head.weight": (3, 6), "head.bias": (3,),
+    }  # fmt: skip
+    own = {
+        "norm.weight": (6,), "norm.bias": (6,), "mlp_channels.fc1.weight": (8, 6), "mlp_channels.fc1.bias": (8,),
+        "mlp_channels.gate.norm.weight": (4,), "mlp_channels.gate.norm.bias": (4,),
+        "mlp_channels.gate.proj.weight": (6, 6), "mlp_channels.gate.proj.bias": (6,),
+        "mlp_channels.fc2.weight": (6, 4), "mlp_channels.fc2.bias": (6,),
+    }  # fmt: skip
+    shapes |= {f"blocks.{index}.{name}": shape for index in range(2) for name, shape in own.items()}
+    w = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    x = torch.randn(2, 2, 8, 12, dtype=torch.float64)
+    f = nn.functional
+    y = f.conv2d(x, w["stem.proj.weight"], w["stem.proj.bias"], 4).flatten(2).mT
+    for b in ("blocks.0.", "blocks.1."):
+        z = f.layer_norm(y, (6,), w[b + "norm.weight"], w[b + "norm.bias"], 1e-6)
+        z = f.gelu(f.linear(z, w[b + "mlp_channels.fc1.weight"], w[b + "mlp_channels.fc1.bias"]))
+        u, v = z[..., :4], z[..., 4:]
+        v = f.layer_norm(v, (4,), w[b + "mlp_channels.gate.norm.weight"], w[b + "mlp_channels.gate.norm.bias"])
+        v = w[b + "mlp_channels.gate.proj.weight"] @ v + w[b + "mlp_channels.gate.proj.bias"].unsqueeze(-1)
+        y = y + f.linear(u * v, w[b + "mlp_channels.fc2.weight"], w[b + "mlp_channels.fc2.bias"])
+    y = f.layer_norm(y, (6,), w["norm.weight"], w["norm.bias"], 1e-6).mean(1)
+    expected = f.linear(y, w["head.weight"], w["head.bias"])
+    model = GMLP.from_reference(w, (8, 12))
+    assert (model.patches.patch, model.image) == ((4, 4), (8, 12))
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(ValueError, match=r"stem\.proj\.weight"):
+        GMLP.from_reference({})
 
 
 def test_a_gate_of_ones_own() -> None:
@@ -124,6 +158,7 @@ def test_dropout_and_stochastic_depth_act_in_training_alone() -> None:
     [
         ({"image": 13}, r"height 13; patches of 3 x 3"),
         ({"dim": 5}, r"even, got 15"),
+        ({"ratio": 2.3}, "whole number of channels, got ratio=2.3 and dim=8"),
         ({"dim": 0}, "dim is a positive integer"),
         ({"gate": "gqpe", "groups": 5}, "groups"),
         ({"gate": "sgpu"}, "sgpu"),

@@ -182,8 +182,8 @@ def test_resize(encoding: str) -> None:
     with pytest.raises(ValueError, match="height 36"):
         model.resize(36)
     if encoding == "lrpe":
-        with pytest.raises(ValueError, match="resize"):
-            built.load_state_dict(model.state_dict())
+        with pytest.raises(RuntimeError, match=r"64 x 32.*network\.resize"):
+            nn.ModuleList([built]).load_state_dict(nn.ModuleList([model]).state_dict())  # inside another module too
 
 
 def test_small_pictures_by_the_stride_of_the_stem() -> None:
@@ -235,4 +235,6 @@ def test_bad_widths_sizes_and_images() -> None:
         PosMLP((7, 14), (1, 1), ratios=(2, 2), groups=(1, 1))
     with pytest.raises(ValueError, match="in_channels=3"):
         small()(torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="4 x 4 cells do not tile a map of 8 x 6"):
+        partition(torch.randn(1, 8, 6, 2), (4, 4))
     assert rp.models.posmlp is posmlp

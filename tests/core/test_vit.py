@@ -162,7 +162,7 @@ def test_the_learned_table_is_interpolated_over_cells() -> None:
 
 def test_weights_of_another_size_are_refused_and_resize_is_named() -> None:
     model = small("swin")
-    with pytest.raises(ValueError, match=r"table has shape \(35, 2\).* \(63, 2\) .*12 x 15.*resize"):
+    with pytest.raises(RuntimeError, match=r"table has shape \(35, 2\).* \(63, 2\) .*12 x 15.*resize"):
         model.load_state_dict(small("swin", (9, 12)).state_dict())
     twin = small("swin")
     twin.load_state_dict(model.state_dict())

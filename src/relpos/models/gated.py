@@ -34,6 +34,14 @@ class GatedBlock(nn.Module):
         return out
 
 
+def hidden_width(dim: int, ratio: float) -> int:
+    """ratio * dim, a whole number."""
+    hidden = round(ratio * whole("dim", dim)) if isinstance(ratio, int | float) else 0
+    if hidden < 1 or abs(hidden - ratio * dim) > 1e-6:
+        raise ValueError(f"ratio * dim is a whole number of channels, got ratio={ratio!r} and dim={dim}")
+    return hidden
+
+
 def linear_head(dim: int, classes: int) -> nn.Linear:
     """The last layer of a classifier: truncated normal 0.02, bias 0."""
     head = nn.Linear(dim, whole("classes", classes))

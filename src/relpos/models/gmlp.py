@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relpos.models.gated import EPSILON, GatedBlock, linear_head
+from relpos.encodings.reference import need
+from relpos.models.gated import EPSILON, GatedBlock, hidden_width, linear_head
 from relpos.models.gates import GateMaker, gate_of, resized
 from relpos.models.images import Patches, Sides, Sized, check_images, rising, sides, whole
 
@@ -56,12 +57,28 @@ class GMLP(Sized):
         super().__init__()
         self.image = sides("image", image)
         self.patches = Patches(in_channels, whole("dim", dim), sides("patch", patch))
-        grid, hidden = self.patches.grid(self.image), int(dim * ratio)
+        grid, hidden = self.patches.grid(self.image), hidden_width(dim, ratio)
         self.blocks = nn.ModuleList(
             GatedBlock(dim, hidden, gate_of(gate, hidden, grid, groups, gate_options), dropout=dropout, drop_path=rate)
             for rate in rising(drop_path, whole("depth", depth))
         )
         self.norm, self.head = nn.LayerNorm(dim, eps=EPSILON), linear_head(dim, classes)
+
+    @classmethod
+    def from_reference(cls, arrays: Mapping[str, Any], image: int | Sequence[int] = 224) -> GMLP:
+        """From the weights of timm's gmlp networks (stem.proj.weight, blocks.0.mlp_channels.fc1.weight, ..), for the
+        image size that they were trained at. There the second half of the channels is mixed, here the first."""
+        patches, fc1 = need(arrays, "stem.proj.weight"), need(arrays, "blocks.0.mlp_channels.fc1.weight")
+        (dim, channels, *patch), (hidden, _) = patches.shape, fc1.shape
+        depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+        classes = len(need(arrays, "head.bias"))
+        own = cls(image, patch, dim, depth, hidden / dim, classes, in_channels=channels).to(patches.dtype)
+        state = {name: need(arrays, _in_timm(name)) for name in own.state_dict()}
+        for name in state:
+            if ".expand." in name:
+                state[name] = state[name].roll(hidden // 2, 0)
+        own.load_state_dict(state)
+        return own
 
     @property
     def grid(self) -> Sides:
@@ -97,3 +114,19 @@ class GMLP(Sized):
             assert isinstance(block, GatedBlock)
             block.gate = resized(block.gate, old, new)
         return other
+
+
+_TIMM = {
+    "patches.project": "stem.proj", "expand": "mlp_channels.fc1", "gate.norm": "mlp_channels.gate.norm",
+    "gate": "mlp_channels.gate.proj", "project": "mlp_channels.fc2",
+}  # fmt: skip
+
+
+def _in_timm(name: str) -> str:
+    """blocks.3.gate.norm.weight: the block, the module and the part, of which timm names the module otherwise."""
+    module, part = name.rsplit(".", 1)
+    block = ""
+    if module.startswith("blocks."):
+        _, index, module = module.split(".", 2)
+        block = f"blocks.{index}."
+    return f"{block}{_TIMM.get(module, module)}.{part}"

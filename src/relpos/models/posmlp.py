@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.reference import need
 from relpos.mixers.gating import PoSGU
-from relpos.models.gated import EPSILON, GatedBlock, linear_head
+from relpos.models.gated import EPSILON, GatedBlock, hidden_width, linear_head
 from relpos.models.gates import GateMaker, gate_of, resized
 from relpos.models.images import Sides, Sized, check_images, rising, sides, whole
 from relpos.models.windows import check_tiled, derived, given, merge, partition, rescaled
@@ -159,7 +159,7 @@ class PosMLP(Sized):
         rates = iter(rising(drop_path, sum(whole("a depth", depth) for depth in depths)))
         self.stages = nn.ModuleList()
         for dim, depth, ratio, count, window in zip(dims, depths, ratios, groups, sizes):
-            hidden = int(ratio * whole("a width of dims", dim))
+            hidden = hidden_width(dim, ratio)
             blocks = [
                 GatedBlock(
                     dim,
@@ -175,7 +175,7 @@ class PosMLP(Sized):
         self.features_only = features_only
         self.norm = None if features_only else nn.LayerNorm(dims[-1], eps=EPSILON)
         self.head = None if features_only else linear_head(dims[-1], classes)
-        for module in self.modules():
+        for module in (*self.stem, *(down.reduce for down in self.downsamples)):
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ def partition(x: Tensor, window: Sides) -> Tensor:
     """Maps (batch, height, width, dim) to the tokens of their windows, (batch, windows, h * w, dim); row-major order
     among windows and inside each."""
     (batch, height, width, dim), (h, w) = x.shape, window
+    if height % h or width % w:
+        raise ValueError(f"windows of {h} x {w} cells do not tile a map of {height} x {width}")
     cut = x.reshape(batch, height // h, h, width // w, w, dim).transpose(2, 3)
     return cut.reshape(batch, -1, h * w, dim)
 
