@@ -43,6 +43,18 @@ def test_a_module_answers_for_itself_and_is_asked_once_a_call() -> None:
     assert macs(Narrow(4, 2), 1, 4) == 8
 
 
+@pytest.mark.parametrize(
+    ("encoding", "options", "making"),
+    [("lrpe", {}, 0), ("gqpe", {}, 5), ("gqpe", {"kind": "diagonal"}, 4), ("gqpe", {"kind": "isotropic"}, 3)],
+)
+def test_gates_count_their_dense_form(encoding: str, options: dict[str, str], making: int) -> None:
+    gate = rp.PoSGU(16, (3, 5), encoding, groups=4, encoding_options=options)
+    assert macs(gate, 2, 7, 15, 16) == 2 * 7 * 15 * 15 * 8 + making * 15 * 15 * 4
+    assert macs(rp.SGU(16, (3, 5)), 2, 7, 15, 16) == 2 * 7 * 15 * 15 * 8
+    assert macs(rp.PoSGU(16, (15,), "gqpe", groups=4), 15, 16) == 15 * 15 * (8 + 2 * 4)
+    assert macs(rp.PoSGU(16, (3, 5), "lrpe", groups=4, free=True), 15, 16) == 2 * 15 * 15 * 8
+
+
 def test_a_vision_transformer_by_hand() -> None:
     dim, heads, depth, n = 16, 2, 3, 20
     model = ViT((12, 15), 3, 4, dim, depth, heads, "swin", in_channels=1)

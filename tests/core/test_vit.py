@@ -12,10 +12,9 @@ from torch import Tensor, nn
 import relpos as rp
 from relpos.encodings.absolute.learned import Learned
 from relpos.models import ViT
-from relpos.models.images import DropPath, rising, stretch
+from relpos.models.images import DropPath, rising
 
-GRIDS = [name for name, one in rp.names().items() if one.two_d and "heads" in one.parameters and one.linear]
-BY_CELLS = ["swin", "log_cpb", "axial_rope", "mixed_rope", "conv_spe"]
+BY_CELLS = ["swin", "lrpe", "gqpe", "log_cpb", "irpe", "decomposed_2d", "axial_rope", "mixed_rope", "conv_spe"]
 IN_RASTER = ["sinusoidal", "learned", "t5", "shaw"]
 
 
@@ -42,13 +41,13 @@ def test_every_weight_is_trained(encoding: str | None, pooling: str) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(".k.bias"):  # adds one number to a row of scores: softmax ignores it without a rotation
             continue
-        if pooling == "cls" and name.startswith("blocks.1.attention.encoding"):  # no pair of the class token has a bias
-            continue
+        if pooling == "cls" and name.startswith("blocks.1.attention.encoding") and encoding != "irpe":
+            continue  # no pair of the class token has a bias
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("encoding", ["swin", "log_cpb"])
+@pytest.mark.parametrize("encoding", ["swin", "lrpe", "gqpe", "log_cpb", "alibi_2d"])
 def test_kernelized_mixing_is_block_toeplitz(encoding: str) -> None:
     """The same weights as kernelised attention written out, with and without a class token."""
     for pooling in ("mean", "cls"):
@@ -61,16 +60,16 @@ def test_kernelized_mixing_is_block_toeplitz(encoding: str) -> None:
         assert all(p.grad is not None for n, p in model.named_parameters() if "encoding" in n)
 
 
-@pytest.mark.parametrize("encoding", BY_CELLS)
+@pytest.mark.parametrize("encoding", [*BY_CELLS, "alibi_2d"])
 def test_the_picture_counts_by_place(encoding: str) -> None:
     x = images()
-    turned = x.unflatten(2, (4, 3)).flip(2).flatten(2, 3)  # the rows of patches in reverse order
+    turned = x.unflatten(2, (4, 3))[:, :, [1, 0, 2, 3]].flatten(2, 3)  # rows of patches in another order
     without, with_one = small(None), small(encoding)
     torch.testing.assert_close(without(x), without(turned))
     assert (with_one(x) - with_one(turned)).abs().max() > 1e-7
 
 
-@pytest.mark.parametrize("encoding", ["swin", "log_cpb", "axial_rope"])
+@pytest.mark.parametrize("encoding", ["swin", "log_cpb", "axial_rope", "irpe", "decomposed_2d"])
 def test_patches_are_cells_of_a_grid(encoding: str) -> None:
     """Of one sign with the encoding itself: the layer on hand-made patches and positions."""
     model, x = small(encoding), images()
@@ -83,7 +82,7 @@ def test_patches_are_cells_of_a_grid(encoding: str) -> None:
     torch.testing.assert_close(model.tokens(x), model.norm(tokens), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("encoding", ["axial_rope", "mixed_rope", "log_cpb"])
+@pytest.mark.parametrize("encoding", ["axial_rope", "mixed_rope", "log_cpb", "alibi_2d", "irpe", "gqpe"])
 def test_other_sizes_by_positions_alone(encoding: str) -> None:
     model = small(encoding)
     for height, width in ((3, 3), (6, 15), (18, 24)):
@@ -106,6 +105,26 @@ def test_a_table_serves_smaller_images_and_names_resize_for_larger() -> None:
     tables[0].data.zero_()
     assert one.table.abs().sum() > 0  # the weights are copies
     assert not other.training and model.train().resize(12).training
+
+
+def test_the_class_token_has_a_bucket_in_irpe_alone() -> None:
+    buckets = [next(e for _, e in small("irpe", pooling=pooling).encodings()) for pooling in ("mean", "cls")]
+    assert buckets[1].keys.shape[-2] == buckets[0].keys.shape[-2] + 1
+    model = small("irpe", pooling="cls", encoding_options={"skip": False})
+    assert model(images()).shape == (2, 4)
+
+
+def test_cosine_attention_for_log_cpb() -> None:
+    model = small("log_cpb", normalize=True, temperature=0.1)
+    assert [block.attention.scale for block in model.blocks] == [10, 10]  # type: ignore[union-attr]
+    x = model.patches(images())
+    attention = model.blocks[0].attention
+    larger = model.blocks[0].norm_attention(x)  # type: ignore[operator]
+    positions = torch.tensor([[y, x] for y in range(4) for x in range(5)])
+    with torch.no_grad():
+        before = attention(larger, q_pos=positions)  # type: ignore[operator]
+        attention.q.weight.mul_(3), attention.q.bias.mul_(3)  # type: ignore[union-attr, operator]
+        torch.testing.assert_close(attention(larger, q_pos=positions), before)  # type: ignore[operator]
 
 
 def test_one_encoding_for_all_layers_stays_one() -> None:
@@ -141,14 +160,9 @@ def test_the_learned_table_is_interpolated_over_cells() -> None:
         given.resize(24)
 
 
-def test_stretch_keeps_a_grid_of_the_same_size() -> None:
-    table = torch.randn(3, 12)
-    torch.testing.assert_close(stretch(table, (3, 4), (3, 4)), table)
-
-
 def test_weights_of_another_size_are_refused_and_resize_is_named() -> None:
     model = small("swin")
-    with pytest.raises(ValueError, match=r"table has shape \(35, 2\).* \(63, 2\) .*12 x 15.*resize"):
+    with pytest.raises(RuntimeError, match=r"table has shape \(35, 2\).* \(63, 2\) .*12 x 15.*resize"):
         model.load_state_dict(small("swin", (9, 12)).state_dict())
     twin = small("swin")
     twin.load_state_dict(model.state_dict())

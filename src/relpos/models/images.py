@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,28 +105,23 @@ def rising(rate: float, depth: int) -> list[float]:
 
 
 class Sized(nn.Module):
-    """A network for images of one size, (height, width), whose weights may belong to that size."""
+    """A network for images of one size, (height, width), whose weights may belong to that size: what `load_state_dict`
+    says of weights of another shape names `resize`."""
 
     image: Sides
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module; ValueError that names `resize` where weights have another shape."""
-        own = self.state_dict()
-        for name, given in state_dict.items():
-            if name in own and isinstance(given, Tensor) and given.shape != own[name].shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)} among these weights and {tuple(own[name].shape)} in this "
-                    f"network for images of {self.image[0]} x {self.image[1]}; build the network that was trained, "
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        errors: list[str] = rest[-1]
+        for name, own in self.named_parameters():
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and given.shape != own.shape:
+                errors.append(
+                    f"{prefix}{name} has shape {tuple(given.shape)} among these weights and {tuple(own.shape)} in this "
+                    f"network for images of {self.image[0]} x {self.image[1]}. Build the network that was trained, "
                     "with its image size and classes, load, and take network.resize(image) for another size"
                 )
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def stretch(table: Tensor, old: Sides, new: Sides) -> Tensor:
-    """Values on a grid, (.., old[0] * old[1]), interpolated (bicubic) to another, (.., new[0] * new[1])."""
-    wide = table.detach().to(torch.promote_types(table.dtype, torch.float32)).reshape(1, -1, *old)
-    resized = nn.functional.interpolate(wide, size=new, mode="bicubic", align_corners=False)
-    return resized.reshape(*table.shape[:-1], new[0] * new[1]).to(table.dtype)
+                break  # one says it
 
 
 def scaled(window: Sides, old: Sides, new: Sides) -> Sides:

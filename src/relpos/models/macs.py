@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.bias.gqpe import GQPE
+from relpos.mixers.gating import SGU, PoSGU
 from relpos.mixers.self_attention import SelfAttention
 
 Counter = Callable[[Any, tuple[int, ...], tuple[int, ...]], int]
@@ -34,12 +36,29 @@ def _attention(module: SelfAttention, given: tuple[int, ...], out: tuple[int, ..
     return batch * module.heads * n * (making + 2 * features.width * (module.head_dim + 1))
 
 
+def _gate(module: PoSGU | SGU, given: tuple[int, ...], out: tuple[int, ...]) -> int:
+    """The tokens of every window, mixed by a matrix. The scores of GQPE are counted as products with the components of
+    the lag and with their products, once a call, as in the published figures."""
+    n = given[-2]
+    mixing = math.prod(given[:-2]) * n * n * module.mixed
+    if isinstance(module, SGU):
+        return mixing
+    making = 0
+    if isinstance(module.encoding, GQPE):
+        axes = len(module.window)
+        squares = {"full": axes * (axes + 1) // 2, "diagonal": axes, "isotropic": 1}[module.encoding.kind]
+        making = n * n * module.groups * (axes + squares)
+    return making + mixing * (1 if module.free is None else 2)
+
+
 COUNTERS: dict[type[nn.Module], Counter] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
     SelfAttention: _attention,
+    PoSGU: _gate,
+    SGU: _gate,
 }
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from relpos.encodings.absolute.learned import Learned
 from relpos.encodings.base import Encoding
+from relpos.encodings.cells import with_class_tokens
 from relpos.encodings.registry import entry, signature_of
+from relpos.encodings.tables import resized_cells
 from relpos.mixers.prefix import with_prefix
-from relpos.models.images import DropPath, Patches, Sides, Sized, check_images, rising, scaled, sides, stretch, whole
+from relpos.models.images import DropPath, Patches, Sides, Sized, check_images, rising, scaled, sides, whole
 from relpos.models.transformer import Block, Stack
 from relpos.positions import Grid, Index, Position
 
@@ -26,7 +28,8 @@ class ViT(Sized, Stack):
                    filled in: window = rows and columns of patches, axes = 2, groups = heads, max_length = patches
     pooling        "mean" of the patches, or "cls": a learned vector in front, whose output is used. It stands outside
                    the encoding: pairs with it have bias 0 (prefix=1 of `linear_attention`), a rotary method leaves it
-                   unturned, an absolute one adds nothing. A bias in the last layer is therefore never used, nor trained
+                   unturned, an absolute one adds nothing; irpe alone has a bucket for such pairs (skip=True, filled
+                   in). A bias in the last layer is therefore never used, nor trained
     drop_path      stochastic depth, rising from 0 in the first block to this in the last
     mixer          "kernelized" with a bias of the grid (swin, lrpe) is block-Toeplitz NPRF; other options as in `Stack`
 
@@ -66,7 +69,7 @@ class ViT(Sized, Stack):
         size, cut = sides("image", image), sides("patch", patch)
         patches = Patches(in_channels, whole("dim", dim), cut)
         grid = patches.grid(size)
-        known = _known(encoding, grid, heads, encoding_options)
+        known = _known(encoding, grid, heads, pooling == "cls", encoding_options)
         super().__init__(dim, depth, heads, encoding, dropout=dropout, encoding_options=known, **options)
         self.image, self.classes, self.pooling = size, classes, pooling
         self.patches, self.input_dropout = patches, nn.Dropout(dropout)
@@ -107,10 +110,16 @@ class ViT(Sized, Stack):
         x = self.input_dropout(x)
         for block in self.blocks:
             encoding = block.attention.encoding if self.absolute is None else None  # type: ignore[union-attr]
-            where = self._positions(encoding, grid, x) if isinstance(encoding, Encoding) else None
-            x = block(x, q_pos=None if where is None else with_prefix(where, prefix), prefix=prefix)
+            x = block(x, **(self._places(encoding, grid, prefix, x) if isinstance(encoding, Encoding) else {}))
         out: Tensor = self.norm(x)
         return out
+
+    def _places(self, encoding: Encoding, grid: Sides, prefix: int, x: Tensor) -> dict[str, Any]:
+        """What attention is told of where the tokens are."""
+        where = self._positions(encoding, grid, x)
+        if prefix and isinstance(where, Grid) and getattr(encoding, "skip", False):
+            return {"q_pos": with_class_tokens(where, prefix)}
+        return {"q_pos": with_prefix(where, prefix), "prefix": prefix}
 
     def _positions(self, encoding: Encoding, grid: Sides, x: Tensor) -> Position:
         if _by_cells(encoding):
@@ -144,12 +153,14 @@ class ViT(Sized, Stack):
         return other
 
 
-def _known(encoding: object, grid: Sides, heads: int, given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _known(
+    encoding: object, grid: Sides, heads: int, cls: bool, given: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
     """What an encoding given by name needs to know of the grid, and what the caller says of it."""
     if not isinstance(encoding, str):
         return given
     wanted = signature_of(entry(encoding).load()).parameters
-    offered = {"window": grid, "axes": 2, "groups": heads, "max_length": grid[0] * grid[1]}
+    offered = {"window": grid, "axes": 2, "groups": heads, "max_length": grid[0] * grid[1], "skip": cls}
     return {name: value for name, value in offered.items() if name in wanted} | dict(given or {})
 
 
@@ -176,7 +187,7 @@ def _resized(encoding: Encoding, old: Sides, new: Sides) -> Encoding:
             )
         other = Learned(encoding.model_dim, new[0] * new[1]).to(encoding.table)
         with torch.no_grad():
-            other.table.copy_(stretch(encoding.table.T, old, new).T)
+            other.table.copy_(resized_cells(encoding.table, old, new))
         return other
     resize = getattr(encoding, "resize", None)
     if resize is None:
