@@ -121,3 +121,13 @@ def test_a_task_without_a_demo_begins_with_its_first_preset() -> None:
     own = {"paper": {"steps": 7, "rates": (1e-3,), "budget": None}, "quick": {}}
     assert usual_preset(own) == "paper" and usual_preset({}) == "demo" and usual_preset({"x": {}, "demo": {}}) == "demo"
     assert preset("paper", "toy", ("toy_slope",), own).steps == 7
+
+
+def test_the_command_takes_data_and_the_one_encoding_of_a_preset(tmp_path: Path) -> None:
+    from relpos.lab.commands import only_encoding, with_data
+
+    assert with_data(["side=64"], Path("x")) == ["side=64", "path=x"] and with_data(None, None) is None
+    assert only_encoding("imagenet", {"encodings": ("gqpe",)}) == "gqpe"
+    for preset_ in ({}, {"encodings": ("rope", "t5")}):
+        with pytest.raises(LabError, match="--encoding rope"):
+            only_encoding("images", preset_)

@@ -162,7 +162,7 @@ def _train_one_of_several(device: Fabric, arguments: tuple[Any, ...], save_every
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
-            _train(device, *arguments, step, save_every)
+            _train(device, *arguments, progress=step, save_every=save_every)
     except KeyboardInterrupt:
         return "stopped"
     return "done"
