@@ -64,6 +64,7 @@ def test_a_batch_is_pure_leaves_chance_alone_and_is_shared_out_without_loss(fold
     before = torch.get_rng_state(), random.getstate()
     x, y = task.batch(3, 1, 4)
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+    random.random(), np.random.rand(), torch.rand(())
     again = made(folder).batch(3, 1, 4)
     assert torch.equal(x, again[0]) and torch.equal(y, again[1]) and x.shape == (4, 3, 8, 8)
     halves = [task.batch(6 + half, 1, 2) for half in range(2)]
