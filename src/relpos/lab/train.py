@@ -157,12 +157,16 @@ def train_model(
     return _train(Recipe.of({**settings.recipe, "devices": 1}).fabric(), *arguments, progress, save_every)
 
 
-def _train_one_of_several(device: Fabric, arguments: tuple[Any, ...], save_every: float) -> str:
+Arguments = tuple[Any, Settings, str, int, float, int, Path]
+"""Task, settings, encoding, seed, rate, steps and folder."""
+
+
+def _train_one_of_several(device: Fabric, arguments: Arguments, save_every: float) -> str:
     """A process of several; the first tells of its progress by lines."""
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
-            _train(device, *arguments, progress=step, save_every=save_every)
+            _train(device, *arguments, step, save_every)
     except KeyboardInterrupt:
         return "stopped"
     return "done"

@@ -161,6 +161,7 @@ class Images:
             "pixels": list(data.pixels.shape[1:]),
             "trained at": self.train_length,
             "evaluated at": list(self.lengths),
+            "networks": "gmlp and posmlp have gates that an encoding makes, with nope a free matrix; vit has attention",
             "varied in training": f"shifted by up to {self.shift} pixels" + ", mirrored" * self.mirror,
             **{key: value for key, value in data.card.counts.items() if key in ("distinct", "left out")},
         }
