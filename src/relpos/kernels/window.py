@@ -61,7 +61,7 @@ def mixed(generator: Tensor, x: Tensor, sides: tuple[int, ...], method: str = "a
 
 
 class Matrices(torch.autograd.Function):
-    """`matrices`, whose gradient is `lag_sums`: autograd's own would write every overlapping window of the unfolding."""
+    """`matrices`, whose gradient is `lag_sums`: autograd's own goes through every overlapping window."""
 
     @staticmethod
     def forward(ctx: Any, generator: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -75,8 +75,8 @@ class Matrices(torch.autograd.Function):
 
 
 def applied(weights: Tensor, x: Tensor) -> Tensor:
-    """weights (groups, n_q, n_k), or (windows, groups, n_q, n_k) for x (.., windows, n_k, channels): each group's matrix
-    times its channels c = g, g + groups, ..; returns (.., n_q, channels)."""
+    """The matrix of each group times its channels c = g, g + groups, ..: weights (groups, n_q, n_k) and x (.., n_k,
+    channels), or (windows, groups, n_q, n_k) and (.., windows, n_k, channels). Returns (.., n_q, channels)."""
     groups, n_q, n_k = weights.shape[-3:]
     windows = weights.shape[0] if weights.dim() == 4 else 1
     lead, channels = x.shape[:-2], x.shape[-1]

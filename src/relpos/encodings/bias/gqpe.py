@@ -94,7 +94,7 @@ class GQPE(Bias):
         return own
 
     def forms(self) -> tuple[Tensor, Tensor]:
-        """Linear (groups, axes) and quadratic (groups, axes, axes) part of the score: r . linear - r^T quadratic r / 2."""
+        """linear (groups, axes) and quadratic (groups, axes, axes): the score is r . linear - r^T quadratic r / 2."""
         axes = len(self.window)
         if self.kind == "full":
             square = self.spreads @ self.spreads.mT if self.symmetric else self.spreads
