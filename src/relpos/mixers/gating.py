@@ -111,9 +111,7 @@ def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
     sides = sides_of("window", window)
     wanted = Index if len(sides) == 1 else Grid
     if wanted not in encoding.takes:
-        raise TypeError(
-            f"{type(encoding).__name__} has no meaning in the window {said(sides)}: that is of another kind"
-        )
+        raise TypeError(f"{type(encoding).__name__} has no meaning in the window {said(sides)}, of {len(sides)} axes")
     if x.shape[-2] != math.prod(sides):
         raise ValueError(f"the window {said(sides)} has {math.prod(sides)} tokens; x holds {x.shape[-2]}")
     if x.shape[-1] % encoding.heads:
@@ -133,6 +131,16 @@ class _Gate(nn.Module):
 
     def mix(self, u: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights of another window are told from other mistakes, and `resize` is named."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        given, own = state_dict.get(prefix + "bias"), getattr(self, "bias", None)
+        if isinstance(given, Tensor) and own is not None and given.shape != own.shape:
+            rest[-1].append(
+                f"{prefix}bias is of a window of {given.numel()} tokens, this {type(self).__name__} of {own.numel()} "
+                f"({said(self.window)}). Load the weights at their own size and call resize({self.window})"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != self.dim or x.shape[-2] != math.prod(self.window):
@@ -201,6 +209,8 @@ class PoSGU(_Gate):
         self.encoding, self.groups, self.method = encoding, encoding.heads, method
         self.bias = nn.Parameter(torch.zeros(n)) if token_bias else None
         self.free = nn.Parameter(nn.init.trunc_normal_(torch.empty(n, n), std=1e-6)) if free else None
+        self.gain: Tensor | None
+        self.register_buffer("gain", None)  # a resized unit has one
 
     @classmethod
     def from_reference(
@@ -231,22 +241,34 @@ class PoSGU(_Gate):
 
     def mix(self, u: Tensor) -> Tensor:
         found = window_mix(u, self.encoding, self.window, method=self.method)
+        found = found if self.gain is None else found * self.gain
         if self.free is not None:
             found = found + self.free.to(u.dtype) @ u
         return found if self.bias is None else found + self.bias.to(u.dtype).unsqueeze(-1)
 
     def resize(self, window: Sides) -> PoSGU:
-        """A new unit for another window: the encoding's own `resize`, and the token biases interpolated like pixels
-        (bicubic). ValueError for a free matrix, which belongs to one size."""
+        """A new unit for another window: the encoding's own `resize`, token biases interpolated like pixels (bicubic).
+
+        Weights that are not normalised are summed over more tokens or fewer then, so they are multiplied by the ratio
+        of the two, kept as the buffer `gain`. ValueError for a free matrix besides, which belongs to one size.
+        """
         if self.free is not None:
             raise ValueError("a free matrix belongs to one window and cannot be resized")
         other = copy.deepcopy(self)
         other.window = sides_of("window", window, axes=len(self.window))
+        if not self.encoding.normalized and other.window != self.window:
+            ratio = math.prod(self.window) / math.prod(other.window)
+            other.gain = next(self.parameters()).new_tensor(ratio * (1 if self.gain is None else float(self.gain)))
         resize = getattr(self.encoding, "resize", None)
         other.encoding = copy.deepcopy(self.encoding) if resize is None else resize(other.window)
         if self.bias is not None:
             other.bias = nn.Parameter(resized_cells(self.bias[:, None], self.window, other.window)[:, 0])
         return other
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if isinstance(state_dict.get(prefix + "gain"), Tensor) and self.gain is None:
+            self.gain = torch.empty_like(state_dict[prefix + "gain"])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, window={said(self.window)}, groups={self.groups}"
@@ -273,6 +295,22 @@ class SGU(_Gate):
     def mix(self, u: Tensor) -> Tensor:
         u = u if self.norm is None else self.norm(u)
         return nn.functional.linear(u.transpose(-1, -2), self.weight, self.bias).transpose(-1, -2)
+
+    def resize(self, window: Sides) -> SGU:
+        """A new unit for another window, its matrix interpolated like a picture of pictures (bicubic) over queries and
+        over keys, and multiplied by the ratio of the numbers of tokens. The paper has no such thing: a free matrix
+        knows absolute places only, and this is the best that can be made of it."""
+        other = copy.deepcopy(self)
+        other.window = sides_of("window", window, axes=len(self.window))
+
+        def stretched(table: Tensor) -> Tensor:
+            return resized_cells(table, self.window, other.window)
+
+        weight = stretched(stretched(self.weight).T.contiguous()).T
+        ratio = 1.0 if other.window == self.window else math.prod(self.window) / math.prod(other.window)
+        other.weight = nn.Parameter(weight.contiguous() * ratio)
+        other.bias = nn.Parameter(stretched(self.bias[:, None])[:, 0])
+        return other
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, window={said(self.window)}"

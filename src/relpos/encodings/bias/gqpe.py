@@ -133,7 +133,10 @@ class GQPE(Bias):
         if axes == 1:
             return lag.unsqueeze(-1)
         if lag.dim() < 1 or lag.shape[-1] != axes:
-            raise ValueError(f"GQPE of the window {said(self.window)} takes lags (.., {axes}), got {tuple(lag.shape)}")
+            raise ValueError(
+                f"GQPE of the window {said(self.window)} takes lags (.., {axes}) in rows and columns, got "
+                f"{tuple(lag.shape)}; positions are Grid.of(height, width) or integers (n, 2)"
+            )
         return lag
 
     def extra_repr(self) -> str:
