@@ -222,8 +222,8 @@ def test_without_a_window_the_grid_may_have_any_size(name: str) -> None:
     small, large = encoding.rotate(ones[:, :, :12], Grid.of(3, 4)), encoding.rotate(ones, Grid.of(6, 8))
     torch.testing.assert_close(large[:, :, inside], small, rtol=0, atol=1e-14)
     assert (large[:, :, -1:] - small).abs().amax(-1).min() > 1e-3
-    with pytest.raises(ValueError, match=r"any size, so nothing is to be resized; .*window=\(height, width\)"):
-        encoding.resize((6, 8))
+    resized = encoding.resize((6, 8))
+    assert resized is not encoding and torch.equal(resized.rotate(ones, Grid.of(6, 8)), large)
 
 
 @pytest.mark.parametrize("name", ["axial_rope", "mixed_rope"])

@@ -57,16 +57,11 @@ class Stretched(nn.Module):
         return cells * cells.new_tensor([a / b for a, b in zip(self.pretrained, self.window, strict=True)])
 
     def resize(self, window: Sides) -> Self:
-        """A new encoding for a grid of that window, which spans the angles that the old one spanned. Nothing is
-        resized in an encoding built without a window, which serves grids of any size as it is: ValueError."""
-        if self.window is None:
-            kind = type(self).__name__
-            raise ValueError(
-                f"this {kind} counts cells on grids of any size, so nothing is to be resized; to interpolate the "
-                f"positions of a larger grid build {kind}(..., window=(height, width)) with the size in training"
-            )
+        """A new encoding for a grid of that window, which spans the angles that the old one spanned. One built without
+        a window counts cells on grids of any size, so its copy is the same."""
         other = copy.deepcopy(self)
-        other.window = _sides("window", window, len(self.window))
+        if self.window is not None:
+            other.window = _sides("window", window, len(self.window))
         return other
 
     def _words(self) -> str:
