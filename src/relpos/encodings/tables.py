@@ -86,7 +86,7 @@ class LagTables(nn.Module):
         kind = type(self).__name__
         return (
             f"{name} holds {rows} lags{seems}; this {kind} holds {own}, of its window {_words(self.window)}. "
-            f"Load the weights into a {kind} of their own window and call resize({self.window}) on it"
+            f"Load the weights into one of their own window and call resize({self.window}) on that"
         )
 
 
