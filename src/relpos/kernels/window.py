@@ -45,19 +45,28 @@ def lag_sums(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
     return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
 
 
-def mixed(generator: Tensor, x: Tensor, sides: tuple[int, ...], method: str = "auto") -> Tensor:
-    """y (.., n, channels) of x (.., n, channels), n the cells in row-major order; in the dtype of x, sums in at least
-    float32. The gradient is defined once; memory for it is that of x with "axes"."""
+def mixed(
+    generator: Tensor, x: Tensor, sides: tuple[int, ...], method: str = "auto", bias: Tensor | None = None
+) -> Tensor:
+    """y (.., n, channels) of x (.., n, channels), n the cells in row-major order, plus a bias (n,); in the dtype of x,
+    sums in at least float32. The gradient is defined once; memory for it is that of x with "axes"."""
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
     if method == "axes" and len(sides) == 1:
         raise Refusal('method "axes" wants a window of two axes; "dense" takes a line')
     dtype = computing(torch.promote_types(generator.dtype, x.dtype))
     with exactly(x):
-        if method == "axes" or (method == "auto" and len(sides) == 2 and min(sides) >= LARGE):
+        if by_axes(sides, method):
             out: Tensor = _Axes.apply(generator.to(dtype), x.to(dtype), sides)  # type: ignore[no-untyped-call]
+            out = out if bias is None else out + bias.to(dtype)[:, None]
             return out.to(x.dtype)
-        return applied(Matrices.apply(generator.to(dtype), sides), x.to(dtype)).to(x.dtype)  # type: ignore[no-untyped-call]
+        weights = Matrices.apply(generator.to(dtype), sides)  # type: ignore[no-untyped-call]
+        return applied(weights, x.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def by_axes(sides: tuple[int, ...], method: str) -> bool:
+    """Whether a window is mixed axis by axis."""
+    return method == "axes" or (method == "auto" and len(sides) == 2 and min(sides) >= LARGE)
 
 
 class Matrices(torch.autograd.Function):
@@ -74,16 +83,26 @@ class Matrices(torch.autograd.Function):
         return lag_sums(grad, ctx.sides), None
 
 
-def applied(weights: Tensor, x: Tensor) -> Tensor:
+def applied(weights: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """The matrix of each group times its channels c = g, g + groups, ..: weights (groups, n_q, n_k) and x (.., n_k,
-    channels), or (windows, groups, n_q, n_k) and (.., windows, n_k, channels). Returns (.., n_q, channels)."""
+    channels), or (windows, groups, n_q, n_k) and (.., windows, n_k, channels); bias (n_q,) is added. Returns (.., n_q,
+    channels).
+
+    The tokens are brought to the last axis once, for all groups: what belongs to a group is then a matrix with longer
+    strides, which a matrix product takes as it is.
+    """
     groups, n_q, n_k = weights.shape[-3:]
-    windows = weights.shape[0] if weights.dim() == 4 else 1
     lead, channels = x.shape[:-2], x.shape[-1]
-    columns = x.reshape(-1, windows, n_k, channels // groups, groups).permute(1, 4, 2, 0, 3)
-    product = weights.view(windows, groups, n_q, n_k) @ columns.reshape(windows, groups, n_k, -1)
-    product = product.view(windows, groups, n_q, -1, channels // groups).permute(3, 0, 2, 4, 1)
-    return product.reshape(*lead, n_q, channels)
+    rows = x.transpose(-1, -2).contiguous()
+    if weights.dim() == 3:
+        of_group = rows.view(-1, groups, n_k).transpose(0, 1)
+        found = of_group @ weights.mT if bias is None else torch.baddbmm(bias, of_group, weights.mT)
+        found = found.view(groups, -1, channels // groups, n_q).permute(1, 3, 2, 0)
+    else:
+        of_group = rows.view(-1, len(weights), channels // groups, groups, n_k).transpose(2, 3)
+        found = (of_group @ weights.mT).permute(0, 1, 4, 3, 2)
+        found = found if bias is None else found + bias[:, None, None]
+    return found.reshape(*lead, n_q, channels)
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +124,7 @@ def _fourier(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     twice[0] = 1
     back = (parts(places) * twice[:, None] / length).transpose(0, 1).flatten(0, 1).T.contiguous()
     lags = parts(torch.arange(1 - side, side, dtype=torch.float64))
-    return tuple(t.to(device, dtype) for t in (lags, into, back))  # type: ignore[return-value]
+    return lags.to(device, dtype), into.to(device, dtype), back.to(device, dtype)
 
 
 def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -121,7 +140,7 @@ def _spectral_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `_spectral`."""
     height, width = sides
     lags, _, _ = _fourier(width, grad.dtype, grad.device)
-    (a, b), (c, d) = (half.split(height, -1) for half in grad.split(height, -2))
+    (a, b), (c, d) = (half.chunk(2, -1) for half in grad.chunk(2, -2))
     found = [diagonal_sums(part).transpose(1, 2) for part in (a + d, b - c)]  # (groups, 2 h - 1, w)
     return found[0] @ lags[0] + found[1] @ lags[1]
 

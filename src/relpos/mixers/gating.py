@@ -27,15 +27,17 @@ def window_mix(
     encoding: Bias,
     window: Sides,
     *,
+    bias: Tensor | None = None,
     mask: Tensor | None = None,
     method: str = "auto",
 ) -> Tensor:
-    """y_m,c = sum_n weight_g(m, n) x_n,c over the tokens n of m's window; channel c belongs to group c mod groups.
+    """y_m,c = sum_n weight_g(m, n) x_n,c + b_m over the tokens n of m's window; channel c is of group c mod groups.
 
     x (.., n, channels), n the cells of one window in row-major order; returns the same shape and dtype. Sums run in at
     least float32.
     encoding  any Bias: its value at a lag is the weight, or where it is `normalized` (GQPE) its softmax over the window
     window    (height, width), an integer for a square, or (length,)
+    bias      b (n,), the same for all channels
     mask      (n, n) or (windows, n, n), row = query, for x (.., windows, n, channels). Boolean: True may be mixed; a
               row without any gives 0. A floating one is added to the scores of a normalised encoding
     method    "dense": a matrix a group; "axes": O(n (h + w)), memory linear in n; "auto": the quicker
@@ -43,23 +45,34 @@ def window_mix(
     Raises ValueError or TypeError for what does not fit. Source: Wang et al. 2022 (PosMLP), section 3.
     """
     sides = _checked(x, encoding, window)
+    if bias is not None and bias.shape != (math.prod(sides),):
+        raise ValueError(f"bias is ({math.prod(sides)},), a number a token, got {tuple(bias.shape)}")
     scores = _generator(encoding, sides)
     if mask is not None:
-        return _masked(scores, x, sides, encoding.normalized, mask, method)
-    if not encoding.normalized:
-        return kernel.mixed(scores, x, sides, method)
-    axes = encoding.per_axis(sides)
-    if axes is not None and method != "dense":
-        return _along_axes(axes, x, sides)
-    if (method == "auto" and len(sides) == 2 and min(sides) >= kernel.LARGE) or method == "axes":
-        top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
-        weights = (scores - top).exp()
-        total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), encoding.heads), sides, method)
-        if bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):  # else no factor suits all rows
-            repeats = x.shape[-1] // encoding.heads
-            return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, repeats)).to(x.dtype)
-    weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
-    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+        weights = _masked(scores, x, sides, encoding.normalized, mask, method)
+    elif not encoding.normalized:
+        return kernel.mixed(scores, x, sides, method, bias)
+    else:
+        axes = encoding.per_axis(sides)
+        if axes is not None and method != "dense":
+            found = _along_axes(axes, x, sides)
+            return found if bias is None else found + bias.to(found.dtype)[:, None]
+        if kernel.by_axes(sides, method):
+            quick = _quotient(scores, x, sides, method)
+            if quick is not None:
+                return quick if bias is None else quick + bias.to(quick.dtype)[:, None]
+        weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
+    return kernel.applied(weights, x.to(weights.dtype), bias if bias is None else bias.to(weights.dtype)).to(x.dtype)
+
+
+def _quotient(scores: Tensor, x: Tensor, sides: tuple[int, ...], method: str) -> Tensor | None:
+    """The softmax as a quotient of two sums of exponentials; None where no common factor keeps all rows in range."""
+    top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
+    weights = (scores - top).exp()
+    total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), len(scores)), sides, method)
+    if not bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):
+        return None
+    return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, x.shape[-1] // len(scores))).to(x.dtype)
 
 
 def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:
@@ -80,6 +93,7 @@ def _along_axes(axes: tuple[Tensor, ...], x: Tensor, sides: tuple[int, ...]) -> 
 
 
 def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool, mask: Tensor, method: str) -> Tensor:
+    """(groups, n, n), or (windows, groups, n, n) where the windows have masks of their own."""
     n = math.prod(sides)
     if method == "axes":
         raise ValueError('a mask wants the matrix of weights; method is "dense" or "auto"')
@@ -92,13 +106,11 @@ def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool,
     weights: Tensor = kernel.Matrices.apply(scores, sides)  # type: ignore[no-untyped-call]
     mask = mask.unsqueeze(-3)  # beside the groups
     if not normalized:
-        weights = weights.masked_fill(~mask, 0)
-    elif mask.dtype == torch.bool:
+        return weights.masked_fill(~mask, 0)
+    if mask.dtype == torch.bool:
         weights = weights.masked_fill(~mask, -torch.inf).softmax(-1)
-        weights = weights.masked_fill(~mask, 0)  # a row without any is NaN before
-    else:
-        weights = (weights + mask).softmax(-1)
-    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+        return weights.masked_fill(~mask, 0)  # a row without any is NaN before
+    return (weights + mask).softmax(-1)
 
 
 def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
@@ -240,11 +252,9 @@ class PoSGU(_Gate):
         return own
 
     def mix(self, u: Tensor) -> Tensor:
-        found = window_mix(u, self.encoding, self.window, method=self.method)
-        found = found if self.gain is None else found * self.gain
-        if self.free is not None:
-            found = found + self.free.to(u.dtype) @ u
-        return found if self.bias is None else found + self.bias.to(u.dtype).unsqueeze(-1)
+        w = u if self.gain is None else u * self.gain
+        found = window_mix(w, self.encoding, self.window, bias=self.bias, method=self.method)
+        return found if self.free is None else found + self.free.to(u.dtype) @ u
 
     def resize(self, window: Sides) -> PoSGU:
         """A new unit for another window: the encoding's own `resize`, token biases interpolated like pixels (bicubic).

@@ -61,7 +61,7 @@ class GQPE(Bias):
             raise ValueError(f'as_released has a meaning for kind "isotropic" alone, got kind={kind!r}')
         self.heads = self.groups = check_heads(groups)
         self.window = sides_of("window", window)
-        self.takes = kind_of(self.window)  # type: ignore[misc]
+        self.takes = kind_of(self.window)  # type: ignore[misc, assignment]
         self.symmetric, self.kind, self.normalized, self.as_released = symmetric, kind, softmax, as_released
         axes = len(self.window)
         shapes = {"full": (groups, axes, axes), "diagonal": (groups, axes), "isotropic": (groups,)}

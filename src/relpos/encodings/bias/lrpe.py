@@ -42,7 +42,7 @@ class LRPE(LagTables, Bias):
         super().__init__()
         self.heads = self.groups = check_heads(groups)
         self.window = sides_of("window", window)
-        self.takes = kind_of(self.window)  # type: ignore[misc]
+        self.takes = kind_of(self.window)  # type: ignore[misc, assignment]
         self.table = nn.Parameter(torch.zeros(rows_of(self.window), groups))
         if not as_released:
             nn.init.trunc_normal_(self.table, std=0.02)
