@@ -22,6 +22,7 @@ from relpos.kernels.call import Refusal, computing, exactly, once
 
 METHODS = ("auto", "dense", "axes")
 LARGE = 20  # the side of a square window from which "axes" is the quicker
+FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
 COLUMNS = 2**20  # numbers of one transform at a time: what a cache holds
 
 
@@ -89,20 +90,56 @@ def applied(weights: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     channels).
 
     The tokens are brought to the last axis once, for all groups: what belongs to a group is then a matrix with longer
-    strides, which a matrix product takes as it is.
+    strides, which a matrix product reads and writes as it is.
     """
-    groups, n_q, n_k = weights.shape[-3:]
-    lead, channels = x.shape[:-2], x.shape[-1]
-    rows = x.transpose(-1, -2).contiguous()
     if weights.dim() == 3:
-        of_group = rows.view(-1, groups, n_k).transpose(0, 1)
-        found = of_group @ weights.mT if bias is None else torch.baddbmm(bias, of_group, weights.mT)
-        found = found.view(groups, -1, channels // groups, n_q).permute(1, 3, 2, 0)
-    else:
-        of_group = rows.view(-1, len(weights), channels // groups, groups, n_k).transpose(2, 3)
-        found = (of_group @ weights.mT).permute(0, 1, 4, 3, 2)
-        found = found if bias is None else found + bias[:, None, None]
+        out: Tensor = _Applied.apply(weights, x, bias)  # type: ignore[no-untyped-call]
+        return out
+    windows, groups, n_q, n_k = weights.shape
+    lead, channels = x.shape[:-2], x.shape[-1]
+    of_group = x.transpose(-1, -2).reshape(-1, windows, channels // groups, groups, n_k).transpose(2, 3)
+    found = (of_group @ weights.mT).permute(0, 1, 4, 3, 2)
+    found = found if bias is None else found + bias[:, None, None]
     return found.reshape(*lead, n_q, channels)
+
+
+class _Applied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.transpose(-1, -2).contiguous()
+        ctx.save_for_backward(weights, rows)
+        ctx.biased = bias is not None
+        return _times(rows, weights.mT, bias).mT
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, rows = ctx.saved_tensors
+        g = grad.transpose(-1, -2).contiguous()
+        g_x = _times(g, weights, None).mT if ctx.needs_input_grad[1] else None
+        g_bias = grad.sum((*range(grad.dim() - 2), -1)) if ctx.biased else None
+        if not ctx.needs_input_grad[0]:
+            return None, g_x, g_bias
+        left, right = (t.view(-1, len(weights), t.shape[-1]).transpose(0, 1) for t in (g, rows))
+        return left.mT @ right, g_x, g_bias
+
+
+def _times(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (.., channels, n_k) by the matrix (groups, n_k, n) of each channel's group, plus bias (n,): (.., channels,
+    n)."""
+    groups, n_k, n = matrix.shape
+    of_group = rows.view(-1, groups, n_k)
+    if groups > FEW:
+        batch = of_group.transpose(0, 1)
+        found = batch @ matrix if bias is None else torch.baddbmm(bias, batch, matrix)
+        return found.transpose(0, 1).reshape(*rows.shape[:-1], n)
+    out = rows.new_empty(of_group.shape[0], groups, n)
+    for g in range(groups):
+        if bias is None:
+            torch.mm(of_group[:, g], matrix[g], out=out[:, g])
+        else:
+            torch.addmm(bias, of_group[:, g], matrix[g], out=out[:, g])
+    return out.view(*rows.shape[:-1], n)
 
 
 @lru_cache(maxsize=32)
@@ -138,8 +175,7 @@ def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 def _spectral_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `_spectral`."""
-    height, width = sides
-    lags, _, _ = _fourier(width, grad.dtype, grad.device)
+    lags, _, _ = _fourier(sides[1], grad.dtype, grad.device)
     (a, b), (c, d) = (half.chunk(2, -1) for half in grad.chunk(2, -2))
     found = [diagonal_sums(part).transpose(1, 2) for part in (a + d, b - c)]  # (groups, 2 h - 1, w)
     return found[0] @ lags[0] + found[1] @ lags[1]

@@ -88,7 +88,7 @@ def _along_axes(axes: tuple[Tensor, ...], x: Tensor, sides: tuple[int, ...]) -> 
         before, after = math.prod(sides[:axis]), math.prod(sides[axis + 1 :])
         # The cells of later axes and the channels are columns alike; groups stay the fastest.
         cells = wide.reshape(-1, before, sides[axis], after * x.shape[-1])
-        wide = kernel.applied(weights, cells).view(x.shape)
+        wide = kernel.applied(weights, cells).reshape(x.shape)
     return wide.to(x.dtype)
 
 
