@@ -26,24 +26,33 @@ FEW = 8  # groups that are multiplied one by one, straight into their places; mo
 COLUMNS = 2**20  # numbers of one transform at a time: what a cache holds
 
 
+@lru_cache(maxsize=32)
+def _lags(sides: tuple[int, ...], device: torch.device) -> Tensor:
+    """(n n,): the place of each pair's lag in a generator that is laid flat, row = query."""
+    cells = torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides)).view(-1, len(sides))
+    place = torch.zeros(len(cells), len(cells), dtype=torch.int64, device=device)
+    for axis, side in enumerate(sides):
+        place = place * (2 * side - 1) + (cells[None, :, axis] - cells[:, None, axis] + side - 1)
+    return place.flatten()
+
+
 def matrices(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
     """(groups, n, n), row = query: the weights of every pair of cells, from those of every lag (groups, 2 side - 1, ..)
     with index lag + side - 1 an axis."""
-    if len(sides) == 1:
-        return toeplitz(generator, sides[0])
-    height, width = sides
-    rows = toeplitz(generator.transpose(1, 2), height)  # (groups, 2 w - 1, h, h)
-    cells = toeplitz(rows.permute(0, 2, 3, 1), width)  # (groups, h query, h key, w query, w key)
-    return cells.transpose(2, 3).reshape(generator.shape[0], height * width, height * width)
+    n = math.prod(sides)
+    return generator.flatten(1).index_select(1, _lags(sides, generator.device)).view(-1, n, n)
 
 
 def lag_sums(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `matrices`: (groups, n, n) to (groups, 2 side - 1, ..), the sums over pairs of one lag."""
-    if len(sides) == 1:
-        return diagonal_sums(matrix)
-    height, width = sides
-    cells = matrix.view(-1, height, width, height, width).transpose(2, 3)
-    return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
+    spans = [2 * side - 1 for side in sides]
+    if matrix.is_cuda:  # additions in any order would give other bits at every call
+        if len(sides) == 1:
+            return diagonal_sums(matrix)
+        cells = matrix.view(-1, *sides, *sides).transpose(2, 3)
+        return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
+    total = matrix.new_zeros(len(matrix), math.prod(spans))
+    return total.index_add_(1, _lags(sides, matrix.device), matrix.flatten(1)).view(-1, *spans)
 
 
 def mixed(
@@ -71,12 +80,12 @@ def by_axes(sides: tuple[int, ...], method: str) -> bool:
 
 
 class Matrices(torch.autograd.Function):
-    """`matrices`, whose gradient is `lag_sums`: autograd's own goes through every overlapping window."""
+    """`matrices`, whose gradient is `lag_sums`."""
 
     @staticmethod
     def forward(ctx: Any, generator: Tensor, sides: tuple[int, ...]) -> Tensor:
         ctx.sides = sides
-        return matrices(generator, sides).contiguous()
+        return matrices(generator, sides)
 
     @staticmethod
     @once
