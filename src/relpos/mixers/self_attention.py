@@ -14,6 +14,7 @@ from relpos.features import Features, named, unit
 from relpos.mixers.functional import Window, attention, rate
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention, width_met
+from relpos.mixers.prefix import beside
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
 
@@ -142,12 +143,15 @@ class SelfAttention(nn.Module):
         k_pos: object = None,
         key_mask: Tensor | None = None,
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
+        prefix: int = 0,
         codes: Any = None,
         generator: torch.Generator | None = None,
         stream: Stream | KernelStream | None = None,
     ) -> Tensor:
         """x (batch, n, dim), optional context (batch, m, dim) to (batch, n, dim). Other arguments: `relpos.attention`.
 
+        prefix: the first so many tokens (a class token) stand outside an additive encoding, and a Transform finds them
+        at the position that they are given, which is best 0; q_pos holds one position for each of all tokens.
         stream: what `self.stream()` returned; x is then the next chunk of a causal sequence, q_pos its positions.
         """
         if x.dim() != 3 or x.shape[-1] != self.dim:
@@ -156,6 +160,8 @@ class SelfAttention(nn.Module):
             raise ValueError(f"context has shape ({x.shape[0]}, m, {self.dim}), got {tuple(context.shape)}")
         if stream is not None and (context is not None or segments is not None or not self.causal):
             raise ValueError("a stream serves causal self-attention without segments")
+        if prefix and (context is not None or stream is not None or not 0 < prefix <= x.shape[1]):
+            raise ValueError(f"prefix={prefix}: leading tokens of plain self-attention, 0..{x.shape[1]}")
         x, memory = self._input(x, context, q_pos, k_pos, stream)
         q = self._split(self.q(x), self.heads)
         k, v = self._split(self.k(memory), self.kv_heads), self._split(self.v(memory), self.kv_heads)
@@ -172,6 +178,10 @@ class SelfAttention(nn.Module):
                 "q_pos": q_pos, "k_pos": k_pos, "causal": self.causal, "key_mask": key_mask, "segments": segments,
                 "codes": codes, "generator": generator, "kernel": self.kernel,
             }  # fmt: skip
+            if self.features is not None:
+                options["prefix"] = prefix
+            else:
+                encoding = beside(encoding, prefix)
             out = self._attend(q, k, v, encoding, memory, options)
         merged: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return merged
