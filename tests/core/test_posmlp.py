@@ -103,6 +103,10 @@ def test_every_weight_is_trained(encoding: str, norm: str) -> None:
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_an_empty_batch() -> None:
+    assert small()(images(batch=0)).shape == (0, 5)
+
+
 def test_tokens_mix_within_windows_alone() -> None:
     model = small(windows=((4, 2), 2), stride=1, image=8)
     stage = model.stages[0]

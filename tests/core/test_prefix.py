@@ -78,6 +78,9 @@ def test_tiles_equal_the_definition(name: str, n_q: int | None) -> None:
         found.append([out, *torch.autograd.grad(out.sin().sum(), given, allow_unused=True)])
     for one, two in zip(*found):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+    square = torch.cat([q.new_zeros(2, HEADS, start, DIM), q], 2)
+    whole = rp.attention(square, k, v, Beside(inner, prefix), q_pos=pos, k_pos=pos, kernel="dense")
+    torch.testing.assert_close(found[0][0], whole[:, :, start:], rtol=1e-9, atol=1e-9)
     plain = rp.attention(q, k, v, inner, q_pos=pos.narrow(start, total), k_pos=pos)
     assert (plain - found[0][0]).abs().max() > 1e-6
 

@@ -107,6 +107,18 @@ def test_a_table_serves_smaller_images_and_names_resize_for_larger() -> None:
     assert not other.training and model.train().resize(12).training
 
 
+@pytest.mark.parametrize("mixer", ["softmax", "kernelized"])
+def test_the_class_token_stands_outside(mixer: str) -> None:
+    model = small("swin", pooling="cls", mixer=mixer)
+    before = model.tokens(images())
+    table = model.blocks[1].attention.encoding.table  # type: ignore[union-attr]
+    with torch.no_grad():
+        table.add_(torch.randn_like(table))  # type: ignore[arg-type, union-attr]
+    after = model.tokens(images())
+    torch.testing.assert_close(after[:, 0], before[:, 0], rtol=1e-12, atol=1e-12)
+    assert ((after[:, 1:] - before[:, 1:]).abs().amax(-1) > 1e-9).all()
+
+
 def test_the_class_token_has_a_bucket_in_irpe_alone() -> None:
     buckets = [next(e for _, e in small("irpe", pooling=pooling).encodings()) for pooling in ("mean", "cls")]
     assert buckets[1].keys.shape[-2] == buckets[0].keys.shape[-2] + 1

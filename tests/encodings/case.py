@@ -148,6 +148,31 @@ class EncodingCase:
         after = self.run(encoding, q, k, v, content, causal=True)
         assert torch.equal(before[:, :, :5], after[:, :, :5])
 
+    @pytest.mark.parametrize("kernel", ["dense", "tiled", "fused"])
+    def test_future_may_hold_nan(self, kernel: str) -> None:
+        """The past keeps every bit, its gradient is that without the poison, and whoever sees a bad token is NaN."""
+        results = []
+        for poison in (None, float("nan"), float("inf")):
+            encoding = self.build()
+            inputs = self.inputs(8, 8)
+            for x in inputs:
+                x[..., 5:, :] = x[..., 5:, :] if poison is None else poison
+                x.requires_grad_()
+            try:
+                out = self.run(encoding, *inputs, causal=True, kernel=kernel)
+            except Refusal:
+                return
+            assert poison is None or out[:, :, 5:].isnan().all()
+            leaves = [*inputs, *(p for p in encoding.parameters() if p.requires_grad)]
+            found = torch.autograd.grad(out[:, :, :5].square().sum(), leaves, allow_unused=True)
+            results.append([out[:, :, :5], *(x if g is None else g for g, x in zip(found, leaves))])
+            assert not any(g is not None and g[..., 5:, :].any() for g in found[:4])
+            results[-1][1:5] = [x[..., :5, :] for x in results[-1][1:5]]
+        for other in results[1:]:
+            assert torch.equal(other[0], results[0][0])
+            for a, b in zip(other, results[0], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
     def test_padding_is_invisible(self) -> None:
         """Keys that key_mask hides do nothing, whatever they hold; a row with no key gives 0 and no NaN gradient."""
         encoding = self.build()

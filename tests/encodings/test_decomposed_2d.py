@@ -148,6 +148,17 @@ class TestDecomposed2D(ContentGridCase):
         got = rp.attention(q, k, v, encoding, q_pos=only, k_pos=only)
         torch.testing.assert_close(got, rp.attention(q, k, v), rtol=0, atol=1e-12)
 
+    def test_grids_that_lie_apart_share_their_lines(self) -> None:
+        """A batch whose images lie anywhere keeps one number a row of cells, not one for every row that occurs."""
+        encoding = self.build()
+        q, k, v, _ = self.inputs(6, 6)
+        apart = Grid(Grid.of(2, 3).values + torch.tensor([[[0, 0]], [[500, -70]]]))
+        states = encoding.prepare(q, k, apart, apart)
+        assert (states["rows"].tensor.shape[-1], states["columns"].tensor.shape[-1]) == (2 + 1, 3 + 1)
+        want = rp.attention(q, k, v, encoding, q_pos=Grid.of(2, 3), k_pos=Grid.of(2, 3))
+        got = rp.attention(q, k, v, encoding, q_pos=apart, k_pos=apart)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
     def test_resize(self) -> None:
         """Each table along its own axis, linearly; the window's own size changes nothing."""
         encoding = self.build()

@@ -53,13 +53,30 @@ class TestUnpooled(TestFStrIPE):
     exact_shift = True
 
 
+class TestNoise(TestUnpooled):
+    """Where the draw is exact, it is the unpooled form. One draw for all calls: equal to the last bit they are not."""
+
+    def make(self) -> Any:
+        return rp.encodings.FStrIPE(self.heads, self.dim, "index", 2, noise="orthogonal", realizations=33)
+
+    def build(self) -> Any:
+        encoding = super().build()
+        encoding.pooled = False  # what `scores` is to take for the truth
+        return encoding
+
+    def run(self, encoding: Any, q: Tensor, k: Tensor, v: Tensor, content: Tensor, **options: Any) -> Tensor:
+        at = Index.arange(1)
+        options.setdefault("codes", encoding.make_codes(at, at, torch.Generator().manual_seed(9)))
+        return super().run(encoding, q, k, v, content, **options)
+
+
 def make(level: Any = "index", pooled: bool = False, **options: Any) -> Any:
     return rp.encodings.FStrIPE(2, 4, level, 3, pooled, torch.Generator().manual_seed(0), **options).double()
 
 
-def both(encoding: Any, q: Tensor, k: Tensor, q_pos: Any, k_pos: Any = None) -> Tensor:
+def both(encoding: Any, q: Tensor, k: Tensor, q_pos: Any, k_pos: Any = None, generator: Any = None) -> Tensor:
     k_pos = q_pos if k_pos is None else k_pos
-    codes = encoding.make_codes(q_pos, k_pos)
+    codes = encoding.make_codes(q_pos, k_pos, generator)
     return encoding.encode_q(q, q_pos, codes=codes) @ encoding.encode_k(k, k_pos, codes=codes).mT
 
 
@@ -113,6 +130,93 @@ def test_pooling_depends_on_where_and_its_mean_over_phases_does_not(qk: tuple[Te
     with torch.no_grad():
         error = (drawn.mean(0) - both(exact, *qk, Index.arange(6))).abs() / (drawn.std(0) / 3000**0.5)
     assert error.max() < 5
+
+
+def noisy(noise: Any, realizations: int, exact: Any) -> Any:
+    encoding = make(pooled=True, noise=noise, realizations=realizations)
+    encoding.load_state_dict(exact.state_dict())
+    return encoding
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "orthogonal"])
+def test_noise_is_relative_in_the_mean_and_falls_with_its_root(qk: tuple[Tensor, Tensor], noise: str) -> None:
+    """Labels, whose differences alone count in the mean; a quarter of the error for 16 times the realizations."""
+    exact = make()
+    with torch.no_grad():
+        exact.frequencies *= 5
+        exact.query_phases += 0.3
+    at, found = Labels(torch.tensor([5, 0, 2, 2, 390, 7])), []
+    g = torch.Generator().manual_seed(1)
+    for realizations in (2, 20) if noise == "orthogonal" else (8, 128):
+        encoding = noisy(noise, realizations, exact)
+        with torch.no_grad():
+            want = both(exact, *qk, at)
+            draws = torch.stack([both(encoding, *qk, at, generator=g) for _ in range(600)])
+        z = (draws.mean(0) - want) / (draws.std(0) / 600**0.5)
+        assert z.abs().max() < 5
+        found.append((draws - want).square().mean().sqrt())
+    ratio = found[0] / found[1]
+    assert 3.6 < ratio < 4.4 if noise == "gaussian" else ratio > 10**0.5 + 1  # exact at 24: it falls faster
+
+
+def test_orthogonal_noise_is_exact_with_enough_realizations(qk: tuple[Tensor, Tensor]) -> None:
+    at, exact = Labels(torch.tensor([5, 0, 2, 2, 390, 7])), make()
+    for realizations in (24, 31):
+        got = both(noisy("orthogonal", realizations, exact), *qk, at)
+        torch.testing.assert_close(got, both(exact, *qk, at), rtol=0, atol=1e-12)
+    assert (both(noisy("orthogonal", 23, exact), *qk, at) - both(exact, *qk, at)).abs().max() > 1e-3
+    with torch.no_grad():
+        exact.frequencies.zero_()
+    got = both(noisy("orthogonal", 24, exact), *qk, at)
+    torch.testing.assert_close(got, qk[0] @ qk[1].mT, rtol=0, atol=1e-12)  # no frequency: plain attention
+
+
+def test_at_times_it_is_stochastic_encoding(qk: tuple[Tensor, Tensor]) -> None:
+    """The codes themselves, for the same noise: those of SineSPE times sqrt(2); P has 1/F here and 1/(2F) there."""
+    torch.manual_seed(4)
+    spe = rp.encodings.SineSPE(2, 4, sines=3, realizations=10, gated=False).double()
+    encoding = make(noise="gaussian", pooled=True, realizations=10)
+    with torch.no_grad():
+        encoding.frequencies.copy_((spe.frequencies.sigmoid() / 2).unsqueeze(-1))
+        encoding.gains.copy_(torch.nn.functional.softplus(spe.gains))
+        encoding.query_phases.copy_(spe.offsets)
+        encoding.key_phases.zero_()
+    at = Index.arange(6, 30)
+    codes = encoding.make_codes(at, at)
+    order = torch.stack([torch.arange(3), torch.arange(3, 6)], -1).flatten()  # cos_0, sin_0, cos_1, ..
+    theirs = spe.codes_from(codes.noise[:, :, order])
+    for x, side in zip(qk, ("encode_q", "encode_k"), strict=True):
+        got, want = getattr(encoding, side)(x, at, codes=codes), getattr(spe, side)(x, at, codes=theirs)
+        torch.testing.assert_close(got, 2**0.5 * want, rtol=0, atol=1e-12)
+        assert got.shape[-1] == encoding.width_after(4) == 10
+    lags = torch.arange(-5, 6)
+    torch.testing.assert_close(encoding.template(lags), 2 * spe.template(lags), rtol=0, atol=1e-12)
+
+
+def test_the_noise_is_one_draw_for_queries_keys_and_streams(qk: tuple[Tensor, Tensor]) -> None:
+    encoding, at = make(pooled=True, noise="gaussian", realizations=9), torch.tensor([5, 0, 2, 2, 390, 7])
+    position = Labels(at)
+    q, k = qk
+    runs = [
+        rp.attention(
+            q, k, k, encoding, q_pos=position, k_pos=position, causal=True, generator=torch.Generator().manual_seed(s)
+        )
+        for s in (3, 3, 4)
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.allclose(runs[0], runs[2])
+    stream = rp.Stream(encoding, codes=encoding.make_codes(position, position, torch.Generator().manual_seed(3)))
+    steps = [stream.step(*(x[:, :, i : i + 1] for x in (q, k, k)), position=Labels(at[i : i + 1])) for i in range(6)]
+    torch.testing.assert_close(torch.cat(steps, 2), runs[0], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="the same for queries and keys; got none"):
+        encoding.encode_q(q, position)
+    other = make(pooled=True, noise="gaussian", realizations=8).make_codes(position, position)
+    with pytest.raises(ValueError, match=r"noise is \(2, 4, 6, 9\)"):
+        encoding.encode_k(k, position, codes=other)
+    for options, message in (({"noise": "exact"}, "gaussian or orthogonal"), ({"noise": "gaussian"}, "pooled=False")):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
+    with pytest.raises(ValueError, match="realizations"):
+        make(pooled=True, noise="gaussian", realizations=0)
 
 
 def test_levels_of_named_positions(qk: tuple[Tensor, Tensor]) -> None:

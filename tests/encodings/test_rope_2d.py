@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import relpos as rp
+from relpos.encodings.cells import with_class_tokens
 from relpos.encodings.transform.axial import with_prefix
 from relpos.positions import Grid, Index
 from tests.encodings.case import EncodingCase
@@ -204,3 +205,74 @@ def test_bad_input() -> None:
             encoding.encode_q(x, Index.arange(8))
     with pytest.raises(ValueError, match="built for 2 heads, got 3"):
         rp.encodings.MixedRoPE(2, 8).encode_q(torch.randn(1, 3, 8, 8), Grid.of(2, 4))
+
+
+def _windowed(name: str, **options: Any) -> Any:
+    torch.manual_seed(3)
+    heads = {"heads": 2} if name == "mixed_rope" else {}
+    return rp.encoding(name, dim=16, **heads, **options).double()
+
+
+@pytest.mark.parametrize("name", ["axial_rope", "mixed_rope"])
+def test_without_a_window_the_grid_may_have_any_size(name: str) -> None:
+    """The same cells turn alike on a larger grid, which also has angles that the smaller one never had."""
+    encoding = _windowed(name)
+    ones = torch.ones(1, 2, 48, 16, dtype=torch.float64)
+    inside = (Grid.of(6, 8).values[0] < torch.tensor([3, 4])).all(-1)
+    small, large = encoding.rotate(ones[:, :, :12], Grid.of(3, 4)), encoding.rotate(ones, Grid.of(6, 8))
+    torch.testing.assert_close(large[:, :, inside], small, rtol=0, atol=1e-14)
+    assert (large[:, :, -1:] - small).abs().amax(-1).min() > 1e-3
+    resized = encoding.resize((6, 8))
+    assert resized is not encoding and torch.equal(resized.rotate(ones, Grid.of(6, 8)), large)
+
+
+@pytest.mark.parametrize("name", ["axial_rope", "mixed_rope"])
+def test_resize_interpolates_positions(name: str) -> None:
+    """Twice the height and three times the width: every second row and third column turns as a cell did in training."""
+    encoding = _windowed(name, window=(3, 4))
+    large = encoding.resize((6, 12))
+    assert (large.window, large.pretrained) == ((6, 12), (3, 4))
+    assert (encoding.window, encoding.pretrained) == ((3, 4), (3, 4))
+    ones = torch.ones(1, 2, 72, 16, dtype=torch.float64)
+    coarse = (Grid.of(6, 12).values[0] % torch.tensor([2, 3]) == 0).all(-1)
+    got = large.rotate(ones, Grid.of(6, 12))[:, :, coarse]
+    torch.testing.assert_close(got, encoding.rotate(ones[:, :, :12], Grid.of(3, 4)), rtol=0, atol=1e-14)
+    fresh = _windowed(name, window=(6, 12), pretrained=(3, 4))
+    fresh.load_state_dict(encoding.state_dict())
+    assert torch.equal(fresh.rotate(ones, Grid.of(6, 12)), large.rotate(ones, Grid.of(6, 12)))
+    back = large.resize((3, 4))
+    assert torch.equal(back.rotate(ones[:, :, :12], Grid.of(3, 4)), encoding.rotate(ones[:, :, :12], Grid.of(3, 4)))
+    assert "pretrained=(3, 4)" in repr(large) and "pretrained" not in repr(encoding)
+
+
+@pytest.mark.parametrize("name", ["axial_rope", "mixed_rope"])
+def test_resized_scores_depend_on_lags_only(name: str) -> None:
+    encoding = _windowed(name, window=4, pretrained=3)
+    q, k, v = torch.randn(3, 1, 2, 16, 16, dtype=torch.float64)
+    grid = Grid.of(4, 4)
+    near = rp.attention(q, k, v, encoding, q_pos=grid, k_pos=grid)
+    moved = Grid(grid.values + torch.tensor([9, -500]))
+    torch.testing.assert_close(rp.attention(q, k, v, encoding, q_pos=moved, k_pos=moved), near, rtol=0, atol=1e-12)
+    plain = rp.attention(q, k, v, _windowed(name), q_pos=grid, k_pos=grid)
+    assert (plain - near).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["axial_rope", "mixed_rope"])
+def test_class_tokens_that_are_nowhere(name: str) -> None:
+    """As those of `with_prefix`: unrotated, beside a grid that may lie anywhere."""
+    encoding = _windowed(name, window=(2, 3), pretrained=(4, 4))
+    x = torch.randn(1, 2, 8, 16, dtype=torch.float64)
+    got = encoding.rotate(x, with_class_tokens(Grid.of(2, 3), 2))
+    assert torch.equal(got, encoding.rotate(x, with_prefix(Grid.of(2, 3), 2))) and torch.equal(
+        got[:, :, :2], x[:, :, :2]
+    )
+
+
+def test_bad_windows() -> None:
+    with pytest.raises(ValueError, match="window has one side for each of 2 axes"):
+        rp.encodings.AxialRoPE(8, window=(3, 4, 5))
+    with pytest.raises(ValueError, match="a side of pretrained is a positive integer, got 0"):
+        rp.encodings.MixedRoPE(2, 8, window=3, pretrained=(3, 0))
+    with pytest.raises(ValueError, match="pretrained=7 needs the window"):
+        rp.encodings.AxialRoPE(8, pretrained=7)
+    assert rp.encodings.AxialRoPE(12, axes=3, window=(2, 3, 4)).resize(6).window == (6, 6, 6)

@@ -133,7 +133,8 @@ def fitted(name: str, context: Mapping[str, Any], options: Mapping[str, Any] | N
     """As `encoding`, where a layer offers what it knows (heads, dim, model_dim, causal); the class takes its part."""
     found = entry(name)
     wanted = signature_of(found.load()).parameters
-    known = {key: value for key, value in context.items() if key in wanted}
+    context = {"groups": context.get("heads"), **context}  # a gate's word for the same
+    known = {key: value for key, value in context.items() if key in wanted and value is not None}
     return _construct(name, found, {**known, **found.defaults, **(options or {})})
 
 

@@ -41,7 +41,7 @@ def resized(table: Tensor, old: Sequence[int], new: Sequence[int], curve: Curve 
 
 
 def resized_cells(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """The same for a table with a row for every cell of a window, (h w, columns) in row-major order, as for a picture."""
+    """The same for a table with a row for every cell of a window, (h w, columns) in row-major order: a picture."""
     if len(old) != len(new) or len(old) not in (1, 2):
         raise ValueError(f"windows have one or two sides, both the same number; got {tuple(old)} and {tuple(new)}")
     if table.dim() != 2 or table.shape[0] != math.prod(old):
@@ -86,7 +86,7 @@ class LagTables(nn.Module):
         kind = type(self).__name__
         return (
             f"{name} holds {rows} lags{seems}; this {kind} holds {own}, of its window {_words(self.window)}. "
-            f"Load the weights into a {kind} of their own window and call resize({self.window}) on it"
+            f"Load the weights into one of their own window and call resize({self.window}) on that"
         )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MARKED = 2**22  # pairs at a time in `seeing`
+
 
 @dataclass(frozen=True)
 class Rectangle:
@@ -74,6 +76,23 @@ class Mask:
             same = self.q_segments[:, None, i0:i1, None] == self.k_segments[:, None, None, j0:j1]
             seen = same if seen is None else seen & same
         return seen
+
+    @torch.no_grad()
+    def seeing(self, keys: Tensor) -> Tensor:
+        """Which queries see a key of those marked in keys, bool (batch, heads, n_k): (batch, heads, n_q)."""
+        batch, heads, n_k = keys.shape
+        rows = max(1, MARKED // max(1, batch * n_k))
+        found = []
+        for i0 in range(0, self.n_q, rows):
+            i1 = min(i0 + rows, self.n_q)
+            j0, j1 = self.keys(i0, i1)
+            marked = keys[..., j0:j1]
+            seen = self.block(i0, i1, j0, j1, keys.device)
+            if seen is None:
+                found.append(marked.any(-1, keepdim=True).expand(batch, heads, i1 - i0))
+            else:  # as a product: the pairs of all heads at once would be as many as the scores
+                found.append((seen.squeeze(1).float() @ marked.mT.float()).mT > 0)
+        return torch.cat(found, -1) if found else keys[..., :0]
 
     def _ordered(self, i0: int, i1: int, j0: int, j1: int, device: torch.device) -> Tensor | None:
         if self.q_order is None or self.k_order is None:

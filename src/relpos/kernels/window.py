@@ -22,51 +22,70 @@ from relpos.kernels.call import Refusal, computing, exactly, once
 
 METHODS = ("auto", "dense", "axes")
 LARGE = 20  # the side of a square window from which "axes" is the quicker
+FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
 COLUMNS = 2**20  # numbers of one transform at a time: what a cache holds
+
+
+@lru_cache(maxsize=32)
+def _lags(sides: tuple[int, ...], device: torch.device) -> Tensor:
+    """(n n,): the place of each pair's lag in a generator that is laid flat, row = query."""
+    cells = torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides)).view(-1, len(sides))
+    place = torch.zeros(len(cells), len(cells), dtype=torch.int64, device=device)
+    for axis, side in enumerate(sides):
+        place = place * (2 * side - 1) + (cells[None, :, axis] - cells[:, None, axis] + side - 1)
+    return place.flatten()
 
 
 def matrices(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
     """(groups, n, n), row = query: the weights of every pair of cells, from those of every lag (groups, 2 side - 1, ..)
     with index lag + side - 1 an axis."""
-    if len(sides) == 1:
-        return toeplitz(generator, sides[0])
-    height, width = sides
-    rows = toeplitz(generator.transpose(1, 2), height)  # (groups, 2 w - 1, h, h)
-    cells = toeplitz(rows.permute(0, 2, 3, 1), width)  # (groups, h query, h key, w query, w key)
-    return cells.transpose(2, 3).reshape(generator.shape[0], height * width, height * width)
+    n = math.prod(sides)
+    return generator.flatten(1).index_select(1, _lags(sides, generator.device)).view(-1, n, n)
 
 
 def lag_sums(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `matrices`: (groups, n, n) to (groups, 2 side - 1, ..), the sums over pairs of one lag."""
-    if len(sides) == 1:
-        return diagonal_sums(matrix)
-    height, width = sides
-    cells = matrix.view(-1, height, width, height, width).transpose(2, 3)
-    return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
+    spans = [2 * side - 1 for side in sides]
+    if matrix.is_cuda:  # additions in any order would give other bits at every call
+        if len(sides) == 1:
+            return diagonal_sums(matrix)
+        cells = matrix.view(-1, *sides, *sides).transpose(2, 3)
+        return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
+    total = matrix.new_zeros(len(matrix), math.prod(spans))
+    return total.index_add_(1, _lags(sides, matrix.device), matrix.flatten(1)).view(-1, *spans)
 
 
-def mixed(generator: Tensor, x: Tensor, sides: tuple[int, ...], method: str = "auto") -> Tensor:
-    """y (.., n, channels) of x (.., n, channels), n the cells in row-major order; in the dtype of x, sums in at least
-    float32. The gradient is defined once; memory for it is that of x with "axes"."""
+def mixed(
+    generator: Tensor, x: Tensor, sides: tuple[int, ...], method: str = "auto", bias: Tensor | None = None
+) -> Tensor:
+    """y (.., n, channels) of x (.., n, channels), n the cells in row-major order, plus a bias (n,); in the dtype of x,
+    sums in at least float32. The gradient is defined once; memory for it is that of x with "axes"."""
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
     if method == "axes" and len(sides) == 1:
         raise Refusal('method "axes" wants a window of two axes; "dense" takes a line')
     dtype = computing(torch.promote_types(generator.dtype, x.dtype))
     with exactly(x):
-        if method == "axes" or (method == "auto" and len(sides) == 2 and min(sides) >= LARGE):
+        if by_axes(sides, method):
             out: Tensor = _Axes.apply(generator.to(dtype), x.to(dtype), sides)  # type: ignore[no-untyped-call]
+            out = out if bias is None else out + bias.to(dtype)[:, None]
             return out.to(x.dtype)
-        return applied(Matrices.apply(generator.to(dtype), sides), x.to(dtype)).to(x.dtype)  # type: ignore[no-untyped-call]
+        weights = Matrices.apply(generator.to(dtype), sides)  # type: ignore[no-untyped-call]
+        return applied(weights, x.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def by_axes(sides: tuple[int, ...], method: str) -> bool:
+    """Whether a window is mixed axis by axis."""
+    return method == "axes" or (method == "auto" and len(sides) == 2 and min(sides) >= LARGE)
 
 
 class Matrices(torch.autograd.Function):
-    """`matrices`, whose gradient is `lag_sums`: autograd's own would write every overlapping window of the unfolding."""
+    """`matrices`, whose gradient is `lag_sums`."""
 
     @staticmethod
     def forward(ctx: Any, generator: Tensor, sides: tuple[int, ...]) -> Tensor:
         ctx.sides = sides
-        return matrices(generator, sides).contiguous()
+        return matrices(generator, sides)
 
     @staticmethod
     @once
@@ -74,16 +93,62 @@ class Matrices(torch.autograd.Function):
         return lag_sums(grad, ctx.sides), None
 
 
-def applied(weights: Tensor, x: Tensor) -> Tensor:
-    """weights (groups, n_q, n_k), or (windows, groups, n_q, n_k) for x (.., windows, n_k, channels): each group's matrix
-    times its channels c = g, g + groups, ..; returns (.., n_q, channels)."""
-    groups, n_q, n_k = weights.shape[-3:]
-    windows = weights.shape[0] if weights.dim() == 4 else 1
+def applied(weights: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The matrix of each group times its channels c = g, g + groups, ..: weights (groups, n_q, n_k) and x (.., n_k,
+    channels), or (windows, groups, n_q, n_k) and (.., windows, n_k, channels); bias (n_q,) is added. Returns (.., n_q,
+    channels).
+
+    The tokens are brought to the last axis once, for all groups: what belongs to a group is then a matrix with longer
+    strides, which a matrix product reads and writes as it is.
+    """
+    if weights.dim() == 3:
+        out: Tensor = _Applied.apply(weights, x, bias)  # type: ignore[no-untyped-call]
+        return out
+    windows, groups, n_q, n_k = weights.shape
     lead, channels = x.shape[:-2], x.shape[-1]
-    columns = x.reshape(-1, windows, n_k, channels // groups, groups).permute(1, 4, 2, 0, 3)
-    product = weights.view(windows, groups, n_q, n_k) @ columns.reshape(windows, groups, n_k, -1)
-    product = product.view(windows, groups, n_q, -1, channels // groups).permute(3, 0, 2, 4, 1)
-    return product.reshape(*lead, n_q, channels)
+    of_group = x.transpose(-1, -2).reshape(-1, windows, channels // groups, groups, n_k).transpose(2, 3)
+    found = (of_group @ weights.mT).permute(0, 1, 4, 3, 2)
+    found = found if bias is None else found + bias[:, None, None]
+    return found.reshape(*lead, n_q, channels)
+
+
+class _Applied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.transpose(-1, -2).contiguous()
+        ctx.save_for_backward(weights, rows)
+        ctx.biased = bias is not None
+        return _times(rows, weights.mT, bias).mT
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, rows = ctx.saved_tensors
+        g = grad.transpose(-1, -2).contiguous()
+        g_x = _times(g, weights, None).mT if ctx.needs_input_grad[1] else None
+        g_bias = grad.sum((*range(grad.dim() - 2), -1)) if ctx.biased else None
+        if not ctx.needs_input_grad[0]:
+            return None, g_x, g_bias
+        left, right = (t.view(-1, len(weights), t.shape[-1]).transpose(0, 1) for t in (g, rows))
+        return left.mT @ right, g_x, g_bias
+
+
+def _times(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (.., channels, n_k) by the matrix (groups, n_k, n) of each channel's group, plus bias (n,): (.., channels,
+    n)."""
+    groups, n_k, n = matrix.shape
+    of_group = rows.view(-1, groups, n_k)
+    if groups > FEW:
+        batch = of_group.transpose(0, 1)
+        found = batch @ matrix if bias is None else torch.baddbmm(bias, batch, matrix)
+        return found.transpose(0, 1).reshape(*rows.shape[:-1], n)
+    out = rows.new_empty(of_group.shape[0], groups, n)
+    for g in range(groups):
+        if bias is None:
+            torch.mm(of_group[:, g], matrix[g], out=out[:, g])
+        else:
+            torch.addmm(bias, of_group[:, g], matrix[g], out=out[:, g])
+    return out.view(*rows.shape[:-1], n)
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +170,7 @@ def _fourier(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     twice[0] = 1
     back = (parts(places) * twice[:, None] / length).transpose(0, 1).flatten(0, 1).T.contiguous()
     lags = parts(torch.arange(1 - side, side, dtype=torch.float64))
-    return tuple(t.to(device, dtype) for t in (lags, into, back))  # type: ignore[return-value]
+    return lags.to(device, dtype), into.to(device, dtype), back.to(device, dtype)
 
 
 def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -119,9 +184,8 @@ def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 def _spectral_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `_spectral`."""
-    height, width = sides
-    lags, _, _ = _fourier(width, grad.dtype, grad.device)
-    (a, b), (c, d) = (half.split(height, -1) for half in grad.split(height, -2))
+    lags, _, _ = _fourier(sides[1], grad.dtype, grad.device)
+    (a, b), (c, d) = (half.chunk(2, -1) for half in grad.chunk(2, -2))
     found = [diagonal_sums(part).transpose(1, 2) for part in (a + d, b - c)]  # (groups, 2 h - 1, w)
     return found[0] @ lags[0] + found[1] @ lags[1]
 

@@ -5,28 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
 from relpos.kernels import choose
-from relpos.kernels.call import Call, exactly
+from relpos.kernels.call import exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
+from relpos.mixers.request import Content, Digest, Request
 from relpos.positions import Grid, Index, Positions, as_positions
 
 Window = int | tuple[int | None, int | None]
-
-
-class Digest(NamedTuple):
-    """What an encoding has already kept of the layer's input (see Pairwise.digest), one row a key."""
-
-    tensor: Tensor
-
-
-Content = Tensor | Digest | None
 
 
 def attention(
@@ -71,6 +63,12 @@ def attention(
     kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)) or "fused" (torch's own, for
                    transforms); `explain` says what auto picks and why
 
+    Tokens that hold NaN or infinity in q, k, v or content make NaN of the rows that see them (or are theirs) and of no
+    others: the past, other documents and what lies outside the window keep every bit, and a loss over them every
+    gradient, that of bad tokens being 0. FoX, which sums over all tokens, keeps them to rounding. Rows that are NaN
+    have no gradient. While tokens are finite this costs one sum over the output and a look at it, which is a
+    synchronisation on CUDA and a break of the graph in torch.compile; under torch.vmap nobody looks.
+
     Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to.
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
     once: differentiating it again raises, but under kernel="dense", which auto takes for small calls.
@@ -81,7 +79,7 @@ def attention(
             window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
             q_order=q_order, k_order=k_order,
         )  # fmt: skip
-        return choose.run(request, kernel)
+        return request.run(kernel)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def explain(
             from relpos.mixers.linear import explained
 
             return explained(q, k, v, encoding, kernel, **options)
-        call = _request(q, k, v, encoding, **options)
+        call = _request(q, k, v, encoding, **options).call()
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))
     if k.shape[1] != q.shape[1] and call.k.data_ptr() != k.data_ptr():
@@ -140,7 +138,7 @@ def _request(
     generator: torch.Generator | None = None,
     q_order: Tensor | None = None,
     k_order: Tensor | None = None,
-) -> Call:
+) -> Request:
     batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
     encoding = resolve(encoding, heads, dim, causal)
     grid = encoding is not None and Grid in encoding.takes and Index not in encoding.takes
@@ -155,24 +153,11 @@ def _request(
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]
         k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
-    term: Pairwise | None = None
     if isinstance(encoding, Transform):
         codes = encoding.make_codes(queries, keys, generator) if codes is None else codes
-        q = encoding.encode_q(q, queries, factor, codes)
-        k = encoding.encode_k(k, keys, factor, codes)
-    elif isinstance(encoding, Pairwise):
-        term = encoding
-    k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
-    kept = None if term is None else _digest(term, content, mask.key_mask, batch, n_k)
-    states = {} if term is None else term.prepare(q, k, queries, keys, kept)
-    wide = None if term is None else term.value_width()
-    if wide is not None and v.shape[-1] != wide:
-        raise ValueError(
-            f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "
-            "build it with values=False, or project v to that width"
-        )
+    content = _content(encoding, content, mask.key_mask, batch, n_k)
     drop = None if dropout == 0 else Dropout(rate(dropout), _seed(generator))
-    return Call(q, k, v, factor, mask, term, states, queries, keys, drop)
+    return Request(q, k, v, encoding, queries, keys, mask, factor, content, codes, drop)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:
@@ -264,20 +249,21 @@ def _seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
-def _digest(term: Pairwise, content: Content, key_mask: Tensor | None, batch: int, n_k: int) -> Tensor | None:
-    if not term.needs_content:
+def _content(encoding: Encoding | None, content: Content, key_mask: Tensor | None, batch: int, n_k: int) -> Content:
+    """What the encoding reads of it, None where it reads nothing; zeros where padding is hidden."""
+    if not isinstance(encoding, Pairwise) or not encoding.needs_content:
         return None
     if content is None:
         raise ValueError(
-            f"{type(term).__name__} reads the layer's input: pass content=x, (batch, n_k, model_dim); "
+            f"{type(encoding).__name__} reads the layer's input: pass content=x, (batch, n_k, model_dim); "
             "relpos.SelfAttention does it for you"
         )
     if isinstance(content, Digest):
-        return content.tensor
+        return content
     if not isinstance(content, Tensor) or content.dim() != 3 or content.shape[:2] != (batch, n_k):
         got = tuple(content.shape) if isinstance(content, Tensor) else type(content).__name__
         raise ValueError(f"content has shape (batch, n_k, model_dim) = ({batch}, {n_k}, ..), got {got}")
-    return term.digest(content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0))
+    return content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0)
 
 
 def mask_of(

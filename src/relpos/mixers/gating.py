@@ -27,15 +27,17 @@ def window_mix(
     encoding: Bias,
     window: Sides,
     *,
+    bias: Tensor | None = None,
     mask: Tensor | None = None,
     method: str = "auto",
 ) -> Tensor:
-    """y_m,c = sum_n weight_g(m, n) x_n,c over the tokens n of m's window; channel c belongs to group c mod groups.
+    """y_m,c = sum_n weight_g(m, n) x_n,c + b_m over the tokens n of m's window; channel c is of group c mod groups.
 
     x (.., n, channels), n the cells of one window in row-major order; returns the same shape and dtype. Sums run in at
     least float32.
     encoding  any Bias: its value at a lag is the weight, or where it is `normalized` (GQPE) its softmax over the window
     window    (height, width), an integer for a square, or (length,)
+    bias      b (n,), the same for all channels
     mask      (n, n) or (windows, n, n), row = query, for x (.., windows, n, channels). Boolean: True may be mixed; a
               row without any gives 0. A floating one is added to the scores of a normalised encoding
     method    "dense": a matrix a group; "axes": O(n (h + w)), memory linear in n; "auto": the quicker
@@ -43,23 +45,34 @@ def window_mix(
     Raises ValueError or TypeError for what does not fit. Source: Wang et al. 2022 (PosMLP), section 3.
     """
     sides = _checked(x, encoding, window)
+    if bias is not None and bias.shape != (math.prod(sides),):
+        raise ValueError(f"bias is ({math.prod(sides)},), a number a token, got {tuple(bias.shape)}")
     scores = _generator(encoding, sides)
     if mask is not None:
-        return _masked(scores, x, sides, encoding.normalized, mask, method)
-    if not encoding.normalized:
-        return kernel.mixed(scores, x, sides, method)
-    axes = encoding.per_axis(sides)
-    if axes is not None and method != "dense":
-        return _along_axes(axes, x, sides)
-    if (method == "auto" and len(sides) == 2 and min(sides) >= kernel.LARGE) or method == "axes":
-        top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
-        weights = (scores - top).exp()
-        total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), encoding.heads), sides, method)
-        if bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):  # else no factor suits all rows
-            repeats = x.shape[-1] // encoding.heads
-            return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, repeats)).to(x.dtype)
-    weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
-    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+        weights = _masked(scores, x, sides, encoding.normalized, mask, method)
+    elif not encoding.normalized:
+        return kernel.mixed(scores, x, sides, method, bias)
+    else:
+        axes = encoding.per_axis(sides)
+        if axes is not None and method != "dense":
+            found = _along_axes(axes, x, sides)
+            return found if bias is None else found + bias.to(found.dtype)[:, None]
+        if kernel.by_axes(sides, method):
+            quick = _quotient(scores, x, sides, method)
+            if quick is not None:
+                return quick if bias is None else quick + bias.to(quick.dtype)[:, None]
+        weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
+    return kernel.applied(weights, x.to(weights.dtype), bias if bias is None else bias.to(weights.dtype)).to(x.dtype)
+
+
+def _quotient(scores: Tensor, x: Tensor, sides: tuple[int, ...], method: str) -> Tensor | None:
+    """The softmax as a quotient of two sums of exponentials; None where no common factor keeps all rows in range."""
+    top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
+    weights = (scores - top).exp()
+    total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), len(scores)), sides, method)
+    if not bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):
+        return None
+    return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, x.shape[-1] // len(scores))).to(x.dtype)
 
 
 def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:
@@ -75,11 +88,12 @@ def _along_axes(axes: tuple[Tensor, ...], x: Tensor, sides: tuple[int, ...]) -> 
         before, after = math.prod(sides[:axis]), math.prod(sides[axis + 1 :])
         # The cells of later axes and the channels are columns alike; groups stay the fastest.
         cells = wide.reshape(-1, before, sides[axis], after * x.shape[-1])
-        wide = kernel.applied(weights, cells).view(x.shape)
+        wide = kernel.applied(weights, cells).reshape(x.shape)
     return wide.to(x.dtype)
 
 
 def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool, mask: Tensor, method: str) -> Tensor:
+    """(groups, n, n), or (windows, groups, n, n) where the windows have masks of their own."""
     n = math.prod(sides)
     if method == "axes":
         raise ValueError('a mask wants the matrix of weights; method is "dense" or "auto"')
@@ -92,13 +106,11 @@ def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool,
     weights: Tensor = kernel.Matrices.apply(scores, sides)  # type: ignore[no-untyped-call]
     mask = mask.unsqueeze(-3)  # beside the groups
     if not normalized:
-        weights = weights.masked_fill(~mask, 0)
-    elif mask.dtype == torch.bool:
+        return weights.masked_fill(~mask, 0)
+    if mask.dtype == torch.bool:
         weights = weights.masked_fill(~mask, -torch.inf).softmax(-1)
-        weights = weights.masked_fill(~mask, 0)  # a row without any is NaN before
-    else:
-        weights = (weights + mask).softmax(-1)
-    return kernel.applied(weights, x.to(weights.dtype)).to(x.dtype)
+        return weights.masked_fill(~mask, 0)  # a row without any is NaN before
+    return (weights + mask).softmax(-1)
 
 
 def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
@@ -111,9 +123,7 @@ def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
     sides = sides_of("window", window)
     wanted = Index if len(sides) == 1 else Grid
     if wanted not in encoding.takes:
-        raise TypeError(
-            f"{type(encoding).__name__} has no meaning in the window {said(sides)}: that is of another kind"
-        )
+        raise TypeError(f"{type(encoding).__name__} has no meaning in the window {said(sides)}, of {len(sides)} axes")
     if x.shape[-2] != math.prod(sides):
         raise ValueError(f"the window {said(sides)} has {math.prod(sides)} tokens; x holds {x.shape[-2]}")
     if x.shape[-1] % encoding.heads:
@@ -133,6 +143,16 @@ class _Gate(nn.Module):
 
     def mix(self, u: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights of another window are told from other mistakes, and `resize` is named."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        given, own = state_dict.get(prefix + "bias"), getattr(self, "bias", None)
+        if isinstance(given, Tensor) and own is not None and given.shape != own.shape:
+            rest[-1].append(
+                f"{prefix}bias is of a window of {given.numel()} tokens, this {type(self).__name__} of {own.numel()} "
+                f"({said(self.window)}). Load the weights at their own size and call resize({self.window})"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != self.dim or x.shape[-2] != math.prod(self.window):
@@ -201,6 +221,8 @@ class PoSGU(_Gate):
         self.encoding, self.groups, self.method = encoding, encoding.heads, method
         self.bias = nn.Parameter(torch.zeros(n)) if token_bias else None
         self.free = nn.Parameter(nn.init.trunc_normal_(torch.empty(n, n), std=1e-6)) if free else None
+        self.gain: Tensor | None
+        self.register_buffer("gain", None)  # a resized unit has one
 
     @classmethod
     def from_reference(
@@ -230,23 +252,33 @@ class PoSGU(_Gate):
         return own
 
     def mix(self, u: Tensor) -> Tensor:
-        found = window_mix(u, self.encoding, self.window, method=self.method)
-        if self.free is not None:
-            found = found + self.free.to(u.dtype) @ u
-        return found if self.bias is None else found + self.bias.to(u.dtype).unsqueeze(-1)
+        w = u if self.gain is None else u * self.gain
+        found = window_mix(w, self.encoding, self.window, bias=self.bias, method=self.method)
+        return found if self.free is None else found + self.free.to(u.dtype) @ u
 
     def resize(self, window: Sides) -> PoSGU:
-        """A new unit for another window: the encoding's own `resize`, and the token biases interpolated like pixels
-        (bicubic). ValueError for a free matrix, which belongs to one size."""
+        """A new unit for another window: the encoding's own `resize`, token biases interpolated like pixels (bicubic).
+
+        Weights that are not normalised are summed over more tokens or fewer then, so they are multiplied by the ratio
+        of the two, kept as the buffer `gain`. ValueError for a free matrix besides, which belongs to one size.
+        """
         if self.free is not None:
             raise ValueError("a free matrix belongs to one window and cannot be resized")
         other = copy.deepcopy(self)
         other.window = sides_of("window", window, axes=len(self.window))
+        if not self.encoding.normalized and other.window != self.window:
+            ratio = math.prod(self.window) / math.prod(other.window)
+            other.gain = next(self.parameters()).new_tensor(ratio * (1 if self.gain is None else float(self.gain)))
         resize = getattr(self.encoding, "resize", None)
         other.encoding = copy.deepcopy(self.encoding) if resize is None else resize(other.window)
         if self.bias is not None:
             other.bias = nn.Parameter(resized_cells(self.bias[:, None], self.window, other.window)[:, 0])
         return other
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if isinstance(state_dict.get(prefix + "gain"), Tensor) and self.gain is None:
+            self.gain = torch.empty_like(state_dict[prefix + "gain"])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, window={said(self.window)}, groups={self.groups}"
@@ -273,6 +305,22 @@ class SGU(_Gate):
     def mix(self, u: Tensor) -> Tensor:
         u = u if self.norm is None else self.norm(u)
         return nn.functional.linear(u.transpose(-1, -2), self.weight, self.bias).transpose(-1, -2)
+
+    def resize(self, window: Sides) -> SGU:
+        """A new unit for another window, its matrix interpolated like a picture of pictures (bicubic) over queries and
+        over keys, and multiplied by the ratio of the numbers of tokens. The paper has no such thing: a free matrix
+        knows absolute places only, and this is the best that can be made of it."""
+        other = copy.deepcopy(self)
+        other.window = sides_of("window", window, axes=len(self.window))
+
+        def stretched(table: Tensor) -> Tensor:
+            return resized_cells(table, self.window, other.window)
+
+        weight = stretched(stretched(self.weight).T.contiguous()).T
+        ratio = 1.0 if other.window == self.window else math.prod(self.window) / math.prod(other.window)
+        other.weight = nn.Parameter(weight.contiguous() * ratio)
+        other.bias = nn.Parameter(stretched(self.bias[:, None])[:, 0])
+        return other
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, window={said(self.window)}"

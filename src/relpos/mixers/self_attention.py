@@ -40,6 +40,7 @@ class SelfAttention(nn.Module):
     bias           whether the four projections have a bias
 
     An encoding given as an object is used as it is, so passing one object to several layers shares its parameters.
+    A token of NaN changes no output that does not see it; the weights that project it do have a gradient of NaN.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
 from relpos.kernels.call import exactly
-from relpos.mixers.functional import Digest, Window, attention, check_key_mask, check_tensors, score_factor
+from relpos.mixers.functional import Window, attention, check_key_mask, check_tensors, score_factor
+from relpos.mixers.request import Digest
 from relpos.positions import Position, Positions, as_positions
 
 

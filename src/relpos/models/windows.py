@@ -20,7 +20,7 @@ def partition(x: Tensor, window: Sides) -> Tensor:
     if height % h or width % w:
         raise ValueError(f"windows of {h} x {w} cells do not tile a map of {height} x {width}")
     cut = x.reshape(batch, height // h, h, width // w, w, dim).transpose(2, 3)
-    return cut.reshape(batch, -1, h * w, dim)
+    return cut.reshape(batch, (height // h) * (width // w), h * w, dim)
 
 
 def merge(tokens: Tensor, window: Sides, grid: Sides) -> Tensor:

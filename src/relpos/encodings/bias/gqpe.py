@@ -61,7 +61,7 @@ class GQPE(Bias):
             raise ValueError(f'as_released has a meaning for kind "isotropic" alone, got kind={kind!r}')
         self.heads = self.groups = check_heads(groups)
         self.window = sides_of("window", window)
-        self.takes = kind_of(self.window)  # type: ignore[misc]
+        self.takes = kind_of(self.window)  # type: ignore[misc, assignment]
         self.symmetric, self.kind, self.normalized, self.as_released = symmetric, kind, softmax, as_released
         axes = len(self.window)
         shapes = {"full": (groups, axes, axes), "diagonal": (groups, axes), "isotropic": (groups,)}
@@ -94,7 +94,7 @@ class GQPE(Bias):
         return own
 
     def forms(self) -> tuple[Tensor, Tensor]:
-        """Linear (groups, axes) and quadratic (groups, axes, axes) part of the score: r . linear - r^T quadratic r / 2."""
+        """linear (groups, axes) and quadratic (groups, axes, axes): the score is r . linear - r^T quadratic r / 2."""
         axes = len(self.window)
         if self.kind == "full":
             square = self.spreads @ self.spreads.mT if self.symmetric else self.spreads
@@ -133,7 +133,10 @@ class GQPE(Bias):
         if axes == 1:
             return lag.unsqueeze(-1)
         if lag.dim() < 1 or lag.shape[-1] != axes:
-            raise ValueError(f"GQPE of the window {said(self.window)} takes lags (.., {axes}), got {tuple(lag.shape)}")
+            raise ValueError(
+                f"GQPE of the window {said(self.window)} takes lags (.., {axes}) in rows and columns, got "
+                f"{tuple(lag.shape)}; positions are Grid.of(height, width) or integers (n, 2)"
+            )
         return lag
 
     def extra_repr(self) -> str:

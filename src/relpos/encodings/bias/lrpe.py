@@ -42,7 +42,7 @@ class LRPE(LagTables, Bias):
         super().__init__()
         self.heads = self.groups = check_heads(groups)
         self.window = sides_of("window", window)
-        self.takes = kind_of(self.window)  # type: ignore[misc]
+        self.takes = kind_of(self.window)  # type: ignore[misc, assignment]
         self.table = nn.Parameter(torch.zeros(rows_of(self.window), groups))
         if not as_released:
             nn.init.trunc_normal_(self.table, std=0.02)
@@ -68,6 +68,14 @@ class LRPE(LagTables, Bias):
         for place, side in zip(places, self.window, strict=True):
             index = index * (2 * side - 1) + (side - 1 - place)
         return self.table[index].movedim(-1, 0)
+
+    def lags(self, n_q: int | tuple[int, ...], n_k: int | tuple[int, ...] | None = None, offset: int = 0) -> Tensor:
+        """As of any Bias; of a whole window it is the table itself, turned round."""
+        sides = (n_q,) if isinstance(n_q, int) and (n_k is None or n_k == n_q) and offset == 0 else n_q
+        if sides != self.window:
+            return super().lags(n_q, n_k, offset)
+        image = self.table.T.reshape(-1, *(2 * side - 1 for side in self.window))
+        return image.flip(*range(1, image.dim()))
 
     def resize(self, window: Sides) -> LRPE:
         """A new LRPE whose table is this one interpolated (bicubic; cubic on a line) to another window."""

@@ -53,7 +53,7 @@ class Buckets:
     def of_pairs(self, query: Tensor, key: Tensor) -> list[Tensor]:
         """Rows of the table for cells (batch or 1, n_q, 2) and (batch or 1, n_k, 2): int64 (batch or 1, n_q, n_k)."""
         lag = -Grid.between(query, key).clamp(-self.reach, self.reach)
-        g = self._g.to(lag.device)
+        g = self._g = self._g.to(lag.device)  # moves once
         y, x = lag.unbind(-1)
         if self.method in ("euclidean", "quant"):
             square = y * y + x * x

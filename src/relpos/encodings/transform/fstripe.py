@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,22 @@ from relpos.encodings.base import check_heads, positive
 from relpos.encodings.reference import find, need
 from relpos.encodings.transform.points import AtPoints, Levels, joined
 from relpos.encodings.transform.shared import as_heads, axes_of, coordinates, lag_axes, wide
+from relpos.encodings.transform.spe import frame, normal
 from relpos.positions import Positions, Times
+
+Noise = Literal["gaussian", "orthogonal"]
 
 
 @dataclass(frozen=True, eq=False)
 class FStrIPECodes:
-    """What is taken off the positions of queries and keys before any sine, float64 (1, axes) or (batch, 1, axes)."""
+    """What queries and keys share, every chunk of a stream, and every layer that shall have the same noise.
+
+    origin   what is taken off the positions before any sine, float64 (1, axes) or (batch, 1, axes)
+    noise    standard normal float64 (heads, dim, 2 features, realizations), cosines first; None without noise
+    """
 
     origin: Tensor
+    noise: Tensor | None = None
 
 
 class FStrIPE(AtPoints):
@@ -40,11 +48,15 @@ class FStrIPE(AtPoints):
                the start, make it one in the mean. False: concatenated, 2 F dim channels, exact and relative
     phases     False: none, fixed at 0. With features=1 and pooled=False this is F-StrIPE-1 of "Of All StrIPEs",
                q'_i . k'_j = sum_d q_id k_jd cos(2 pi freq_d . (p_i - p_j)), where projections can absorb the gains
+    noise      None; or "gaussian", "orthogonal": F-StrIPE:SFF, which is SPE at structural positions. The unpooled
+               features go through noise that queries and keys share, and `realizations` come out: relative in the mean
+               over draws, the error falls as realizations^-1/2. Orthogonal noise is exact from 2 F dim realizations on
     frequencies (heads, dim, features, axes), cycles a unit of the position; gains, query_phases and key_phases
     (heads, dim, features). At the start P_d(i, i) = 1, and most periods are 20 to 600 units long.
 
     Works before the features in kernelised attention, on q and k in softmax attention. Labels are compared by the
-    difference of their numbers, so renaming them matters. Times lose the first key's, which travels in `codes`.
+    difference of their numbers, so renaming them matters. Times lose the first key's, which travels in `codes`, as the
+    noise does: drawn at every call unless given, in eval() too.
     Source: "F-StrIPE", arXiv 2502.10491, as the limit of SPE without noise. P there has 1/F where SPE's has 1/(2F). No
     code was published; the start of the parameters is ours, near that of SPE.
     """
@@ -64,8 +76,15 @@ class FStrIPE(AtPoints):
         pooled: bool = True,
         generator: torch.Generator | None = None,
         phases: bool = True,
+        noise: Noise | None = None,
+        realizations: int = 64,
     ) -> None:
         super().__init__()
+        if noise not in (None, "gaussian", "orthogonal"):
+            raise ValueError(f"noise is None, gaussian or orthogonal, got {noise!r}")
+        if noise is not None and not pooled:
+            raise ValueError("noise pools the channels of a head; leave pooled=False out, or noise")
+        self.noise, self.realizations = noise, positive("realizations", realizations)
         self.heads, self.dim, self.features = check_heads(heads), positive("dim", dim), positive("features", features)
         self._read(level)
         self.pooled = bool(pooled)
@@ -115,7 +134,7 @@ class FStrIPE(AtPoints):
         return encoding
 
     def width_after(self, dim: int) -> int:
-        return 2 * self.features * (1 if self.pooled else dim)
+        return self.realizations if self.noise else 2 * self.features * (1 if self.pooled else dim)
 
     def template(self, lags: Tensor) -> Tensor:
         """P_d of lags (..), or (.., axes), key - query position, as (heads, dim, ..), float64."""
@@ -126,7 +145,7 @@ class FStrIPE(AtPoints):
         return (gain.square() * (turn + phase).cos()).mean(-1)
 
     def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> FStrIPECodes:
-        """The first key's time where an axis is one of Times, 0 on the others."""
+        """The first key's time where an axis is one of Times, 0 on the others; and the noise."""
         self.check_positions(q_pos, k_pos)
         origins = [
             coordinates(part)[..., :1, :] * isinstance(part, Times)
@@ -134,7 +153,17 @@ class FStrIPE(AtPoints):
             else torch.zeros(1, axes_of(part), dtype=torch.float64, device=part.values.device)
             for part in self._axes(k_pos)
         ]
-        return FStrIPECodes(joined(origins))
+        return FStrIPECodes(joined(origins), self._drawn(generator))
+
+    def _drawn(self, generator: torch.Generator | None) -> Tensor | None:
+        rows, device = self.dim * 2 * self.features, self.gains.device
+        if self.noise is None:
+            return None
+        if self.noise == "gaussian":
+            drawn = normal((self.heads, rows, self.realizations), generator, device)
+        else:
+            drawn = frame(self.heads, rows, self.realizations, lambda shape: normal(shape, generator, device))
+        return drawn.view(self.heads, self.dim, 2 * self.features, self.realizations)
 
     def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: FStrIPECodes | None = None) -> Tensor:
         return self._encoded(q, q_pos, codes, self.query_phases)
@@ -150,14 +179,28 @@ class FStrIPE(AtPoints):
             )
         points = self._points(positions)
         points = points if codes is None else points - codes.origin
+        noise = None if self.noise is None else self._noise(codes)
         values = wide(x)
         # Labels repeat: sines are made once for each distinct point.
         distinct, place = torch.unique(points.flatten(0, 1), dim=0, return_inverse=True)
         waves = self._waves(distinct, phases, values.dtype)[place].view(*points.shape[:2], self.heads, self.dim, -1)
-        if self.pooled:
+        if self.pooled and noise is None:
             waves = waves.expand(x.shape[0], *waves.shape[1:])
             return torch.einsum("bhnd,bnhdf->bhnf", values, waves).to(x.dtype)
-        return (values.unsqueeze(-1) * waves.transpose(1, 2)).flatten(-2).to(x.dtype)
+        features = (values.unsqueeze(-1) * waves.transpose(1, 2)).flatten(-2)
+        return (features if noise is None else features @ noise.to(features.dtype)).to(x.dtype)
+
+    def _noise(self, codes: FStrIPECodes | None) -> Tensor:
+        """(heads, dim * 2 F, realizations)"""
+        want = (self.heads, self.dim, 2 * self.features, self.realizations)
+        if codes is None or codes.noise is None or tuple(codes.noise.shape) != want:
+            got = "none" if codes is None or codes.noise is None else f"{tuple(codes.noise.shape)}"
+            raise ValueError(
+                f"FStrIPE with noise needs codes whose noise is {want}, the same for queries and keys; got {got}. Make "
+                "them once: codes = encoding.make_codes(q_pos, k_pos)"
+            )
+        noise: Tensor = codes.noise.flatten(1, 2) * self.realizations**-0.5
+        return noise
 
     def _waves(self, points: Tensor, phases: Tensor, dtype: torch.dtype) -> Tensor:
         """gain [cos, sin] of float64 points (count, axes): (count, heads, dim, 2 F). Angles are float64, and lose their
@@ -171,4 +214,5 @@ class FStrIPE(AtPoints):
     def extra_repr(self) -> str:
         return (
             f"heads={self.heads}, dim={self.dim}, levels={self.levels}, features={self.features}, pooled={self.pooled}"
+            + (f", noise={self.noise!r}, realizations={self.realizations}" if self.noise else "")
         )

@@ -166,9 +166,7 @@ class SPE(Transform):
         return noise, self._normal((self.heads, self.dim, self.realizations), generator) if self.gated else None
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """float64 whatever the module is cast to, so that one seed means one draw."""
-        where = "cpu" if generator is None else generator.device
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device=where).to(self.device)
+        return normal(shape, generator, self.device)
 
     def _shares(self, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | None]:
         """sqrt(1 - gate) and sqrt(gate), (heads, dim); by logarithms, because sqrt has no gradient at 0."""
@@ -223,6 +221,12 @@ class SPE(Transform):
             f"heads={self.heads}, dim={self.dim}, realizations={self.realizations}, gated={self.gated}, "
             f"noise={self.noise!r}"
         )
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard normal numbers, float64 whatever the module is cast to, so that one seed means one draw."""
+    where = "cpu" if generator is None else generator.device
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device=where).to(device)
 
 
 def frame(batch: int, rows: int, columns: int, normal: Callable[[tuple[int, ...]], Tensor]) -> Tensor:

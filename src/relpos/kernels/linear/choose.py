@@ -257,14 +257,7 @@ def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums
         ones=call.ones.masked_fill(hidden, 0),
     )
     sums = _sound(clean, name, trusted)
-    rows = []
-    for i0 in range(0, call.shape[2], CHUNK):
-        i1 = min(i0 + CHUNK, call.shape[2])
-        j0, j1 = call.mask.keys(i0, i1)
-        seen = call.mask.block(i0, i1, j0, j1, call.q.device)
-        part = bad[:, :, None, j0:j1]
-        rows.append((part if seen is None else part & seen).any(-1).expand(*bad.shape[:2], i1 - i0))
-    lost = torch.cat(rows, -1) | bad_q
+    lost = call.mask.seeing(bad) | bad_q
     above, below = (x.masked_fill(lost.unsqueeze(-1), torch.nan) for x in (sums.above, sums.below))
     return Sums(above, below, sums.shift)
 

@@ -1,0 +1,119 @@
+"""One checked call of softmax attention: what the encoding makes of it, and what tokens that hold NaN may not do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from relpos.encodings.base import Pairwise, States, Transform
+from relpos.kernels import choose
+from relpos.kernels.call import Call, computing
+from relpos.kernels.dropout import Dropout
+from relpos.kernels.mask import Mask
+from relpos.positions import Positions
+
+
+class Digest(NamedTuple):
+    """What an encoding has already kept of the layer's input (see Pairwise.digest), one row a key."""
+
+    tensor: Tensor
+
+
+Content = Tensor | Digest | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """q, k, v and content as they were given, but for zeros where padding is hidden; everything else is settled."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    encoding: Pairwise | Transform | None
+    q_pos: Positions
+    k_pos: Positions
+    mask: Mask
+    scale: float
+    content: Content = None  # None where the encoding does not read it
+    codes: Any = None
+    dropout: Dropout | None = None
+
+    def call(self) -> Call:
+        """For the kernels: a transform has acted on q and k, a term has prepared its states, key heads are expanded."""
+        q, k, v, heads = self.q, self.k, self.v, self.q.shape[1]
+        if isinstance(self.encoding, Transform):
+            q = self.encoding.encode_q(q, self.q_pos, self.scale, self.codes)
+            k = self.encoding.encode_k(k, self.k_pos, self.scale, self.codes)
+        k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
+        term = self.encoding if isinstance(self.encoding, Pairwise) else None
+        states: States = {}
+        if term is not None:
+            content = self.content
+            kept = content.tensor if isinstance(content, Digest) else None if content is None else term.digest(content)
+            states = term.prepare(q, k, self.q_pos, self.k_pos, kept)
+            _check_value_width(term, v)
+        return Call(q, k, v, self.scale, self.mask, term, states, self.q_pos, self.k_pos, self.dropout)
+
+    def run(self, kernel: str = "auto") -> Tensor:
+        """The output. Finite tokens pay one sum over it, which says whether any of them could be otherwise."""
+        call = self.call()
+        out = choose.run(call, kernel)
+        nothing_to_save = self.mask.full and not out.requires_grad  # every query sees every key
+        return out if nothing_to_save or _sound(out) else self._unpoisoned(call, kernel, out)
+
+    def _unpoisoned(self, call: Call, kernel: str, out: Tensor) -> Tensor:
+        """Where a token holds NaN or infinity, rows that do not see it are what they are without it.
+
+        0 * NaN is NaN, so such tokens are taken out before the encoding acts, for its gradient too, and the rows that
+        see one are NaN by decree; they have no gradient. Scores may overflow: only what is given or encoded counts.
+        """
+        heads = call.q.shape[1]
+        bad_q = _undefined(self.q) | _undefined(call.q)
+        bad = _undefined(self.k) | _undefined(self.v)
+        bad = bad.repeat_interleave(heads // bad.shape[1], 1) | _undefined(call.k)
+        content = self.content.tensor if isinstance(self.content, Digest) else self.content
+        if content is not None:
+            bad |= _undefined(content.flatten(2)).unsqueeze(1)
+            content = _cleaned(content.flatten(2)).view(content.shape)
+        if not bool(bad.any() | bad_q.any()):
+            return out
+        clean = replace(
+            self,
+            q=_cleaned(self.q),
+            k=_cleaned(self.k),
+            v=_cleaned(self.v),
+            content=Digest(content) if isinstance(self.content, Digest) and content is not None else content,
+        ).call()
+        clean = replace(clean, q=_cleaned(clean.q), k=_cleaned(clean.k))
+        lost = self.mask.seeing(bad) | (bad_q & self.mask.seeing(torch.ones_like(bad)))
+        return choose.run(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
+
+
+def _check_value_width(term: Pairwise, v: Tensor) -> None:
+    wide = term.value_width()
+    if wide is not None and v.shape[-1] != wide:
+        raise ValueError(
+            f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "
+            "build it with values=False, or project v to that width"
+        )
+
+
+def _sound(out: Tensor) -> bool:
+    """Whether the output is finite everywhere; a sum that overflows is no harm, it only makes the caller look."""
+    try:
+        return bool(torch.isfinite(out.detach().sum(dtype=computing(out.dtype))))
+    except RuntimeError:  # torch.vmap has no single answer; there the kernel is taken at its word
+        return True
+
+
+@torch.no_grad()
+def _undefined(x: Tensor) -> Tensor:
+    """Rows of x that are not finite."""
+    return ~torch.isfinite(x).all(-1)
+
+
+def _cleaned(x: Tensor) -> Tensor:
+    return x.masked_fill(_undefined(x).unsqueeze(-1), 0)
