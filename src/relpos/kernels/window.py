@@ -22,8 +22,9 @@ from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.kernels.call import Refusal, computing, exactly, once
 
 METHODS = ("auto", "dense", "axes")
-LARGE = 20  # the side of a square window from which "axes" is the quicker
+LARGE = 24  # the side of a square window from which "axes" is the quicker
 FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
+MATRICES = 2**18  # numbers in the matrices of some frequencies
 COLUMNS = 2**21  # numbers of one transform at a time: what a cache holds
 
 
@@ -202,24 +203,42 @@ def _fourier(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     return lags.to(device, dtype), into.to(device, dtype), back.to(device, dtype)
 
 
-def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """(groups, w, 2 h, 2 h): per group and frequency of the columns, the complex Toeplitz matrix of the rows, written
-    with real numbers. A lag is key - query, so the spectrum of the weights is met conjugated."""
+def _spectra(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """(groups, 2, w, 2 h - 1): real and imaginary part of each frequency of the columns, by the lag of the rows."""
+    lags, _, _ = _fourier(sides[1], generator.dtype, generator.device)
+    return (generator.unsqueeze(1) @ lags.mT).mT
+
+
+def _spectra_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """The transpose of `_spectra`."""
+    lags, _, _ = _fourier(sides[1], grad.dtype, grad.device)
+    return (grad.mT @ lags).sum(1)
+
+
+def _slices(sides: tuple[int, ...]) -> list[slice]:
+    """Frequencies whose matrices are there at a time: of all of them they would take more than the cells do."""
     height, width = sides
-    lags, _, _ = _fourier(width, generator.dtype, generator.device)
-    out = generator.new_empty(len(generator), width, 2 * height, 2 * height)
-    real, imaginary = (toeplitz((generator @ part.T).transpose(1, 2), height) for part in lags)
-    out[..., :height, :height], out[..., height:, height:] = real, real
-    out[..., :height, height:], out[..., height:, :height] = imaginary, -imaginary
+    step = max(1, MATRICES // (4 * height * height))
+    return [slice(first, min(first + step, width)) for first in range(0, width, step)]
+
+
+def _matrix(spectrum: Tensor) -> Tensor:
+    """(2, f, 2 h - 1) to (f, 2 h, 2 h): the complex Toeplitz matrix of the rows for each frequency, in real numbers. A
+    lag is key - query, so the spectrum of the weights is met conjugated."""
+    _, count, lags = spectrum.shape
+    height = (lags + 1) // 2
+    real, imaginary = toeplitz(spectrum, height)
+    out = spectrum.new_empty(count, 2 * height, 2 * height)
+    out[:, :height, :height], out[:, height:, height:] = real, real
+    out[:, :height, height:] = imaginary
+    torch.neg(imaginary, out=out[:, height:, :height])
     return out
 
 
-def _spectral_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """The transpose of `_spectral`."""
-    lags, _, _ = _fourier(sides[1], grad.dtype, grad.device)
+def _matrix_sums(grad: Tensor) -> Tensor:
+    """The transpose of `_matrix`."""
     (a, b), (c, d) = (half.chunk(2, -1) for half in grad.chunk(2, -2))
-    found = [diagonal_sums(part).transpose(1, 2) for part in (a + d, b - c)]  # (groups, 2 h - 1, w)
-    return found[0] @ lags[0] + found[1] @ lags[1]
+    return diagonal_sums(torch.stack([a + d, b - c]))
 
 
 class _Axes(torch.autograd.Function):
@@ -230,13 +249,15 @@ class _Axes(torch.autograd.Function):
     def forward(ctx: Any, generator: Tensor, x: Tensor, bias: Tensor | None, sides: tuple[int, ...]) -> Tensor:
         ctx.sides, ctx.biased = sides, bias is not None
         ctx.save_for_backward(generator, x)
-        spectral, (_, into, back) = _spectral(generator, sides), _fourier(sides[1], x.dtype, x.device)
+        spectra, (_, into, back) = _spectra(generator, sides), _fourier(sides[1], x.dtype, x.device)
         out, cells = _cells(x.new_empty(x.shape), sides), _cells(x, sides)
         for windows in _some(cells, sides):
             columns = _columns(cells[windows], len(generator))
             came = _transformed(into, columns)
-            for group, matrix in enumerate(spectral):
-                columns[:, :, group] = _returned(back, matrix @ came[:, :, group])
+            for group, spectrum in enumerate(spectra):
+                for f in _slices(sides):
+                    came[f, :, group] = _matrix(spectrum[:, f]) @ came[f, :, group]
+                columns[:, :, group] = _returned(back, came[:, :, group])
             _put(columns, out[windows])
         mixed = out.view(x.shape)
         return mixed if bias is None else mixed.add_(bias[:, None])
@@ -246,22 +267,25 @@ class _Axes(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         generator, x = ctx.saved_tensors
         sides, (_, into, back) = ctx.sides, _fourier(ctx.sides[1], x.dtype, x.device)
-        spectral = _spectral(generator, sides)
-        g_spectral = torch.zeros_like(spectral) if ctx.needs_input_grad[0] else None
+        spectra = _spectra(generator, sides)
+        g_spectra = torch.zeros_like(spectra) if ctx.needs_input_grad[0] else None
         g_x = _cells(x.new_empty(x.shape), sides) if ctx.needs_input_grad[1] else None
         cells, grads = _cells(x, sides), _cells(grad, sides)
         for windows in _some(cells, sides):
             columns = _columns(grads[windows], len(generator))
             left = _transformed(back.T, columns)
-            if g_spectral is not None:
+            if g_spectra is not None:
                 came = _transformed(into, _columns(cells[windows], len(generator)))
-                for group, total in enumerate(g_spectral):
-                    total.baddbmm_(left[:, :, group], came[:, :, group].mT)
+                for group, total in enumerate(g_spectra):
+                    for f in _slices(sides):
+                        total[:, f] += _matrix_sums(left[f, :, group] @ came[f, :, group].mT)
             if g_x is not None:
-                for group, matrix in enumerate(spectral):
-                    columns[:, :, group] = _returned(into.T, matrix.mT @ left[:, :, group])
+                for group, spectrum in enumerate(spectra):
+                    for f in _slices(sides):
+                        left[f, :, group] = _matrix(spectrum[:, f]).mT @ left[f, :, group]
+                    columns[:, :, group] = _returned(into.T, left[:, :, group])
                 _put(columns, g_x[windows])
-        g_c = None if g_spectral is None else _spectral_back(g_spectral, sides)
+        g_c = None if g_spectra is None else _spectra_back(g_spectra, sides)
         return g_c, None if g_x is None else g_x.view(x.shape), _token_sums(grad) if ctx.biased else None, None
 
 
@@ -279,7 +303,7 @@ def _some(cells: Tensor, sides: tuple[int, ...]) -> Iterator[slice]:
 def _columns(cells: Tensor, groups: int) -> Tensor:
     """A copy (w, h, groups, windows * channels / groups)."""
     _, height, width, channels = cells.shape
-    parts = cells.unflatten(-1, (channels // groups, groups))
+    parts = cells.reshape(*cells.shape[:3], channels // groups, groups)
     own = parts.permute(2, 1, 4, 0, 3).clone(memory_format=torch.contiguous_format)  # it will be written to
     return own.view(width, height, groups, -1)
 
@@ -287,8 +311,8 @@ def _columns(cells: Tensor, groups: int) -> Tensor:
 def _put(columns: Tensor, cells: Tensor) -> None:
     """The way back: what `_columns` made of these cells, written into them."""
     groups = columns.shape[2]
-    parts = cells.unflatten(-1, (cells.shape[-1] // groups, groups))
-    parts.copy_(columns.unflatten(-1, (len(cells), -1)).permute(3, 1, 0, 4, 2))
+    parts = cells.view(*cells.shape[:3], -1, groups)
+    parts.copy_(columns.view(*columns.shape[:3], len(cells), -1).permute(3, 1, 0, 4, 2))
 
 
 def _transformed(matrix: Tensor, columns: Tensor) -> Tensor:
