@@ -104,6 +104,15 @@ def test_gradients(name: str, options: dict[str, Any], method: str) -> None:
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
+@pytest.mark.parametrize("sides", [*WINDOWS, (1,), (7,)])
+def test_sums_over_lags_are_the_transpose_of_the_matrices(sides: tuple[int, ...]) -> None:
+    generator = torch.randn(3, *(2 * side - 1 for side in sides), dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(3, math.prod(sides), math.prod(sides), dtype=torch.float64)
+    (want,) = torch.autograd.grad(kernel.matrices(generator, sides), generator, grad)
+    for sums in (kernel.lag_sums, kernel.lag_sums_in_order):
+        torch.testing.assert_close(sums(grad, sides), want, rtol=0, atol=1e-12)
+
+
 def test_a_gradient_of_the_gradient_raises() -> None:
     encoding, x = drawn("lrpe", 1, (3, 3)), torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
     for method in ("dense", "axes"):
