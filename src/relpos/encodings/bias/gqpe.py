@@ -75,9 +75,11 @@ class GQPE(Bias):
         cls, arrays: Mapping[str, Any], window: Sides | None = None, symmetric: bool = True, generalized: bool = True
     ) -> GQPE:
         """From released weights: attention_centers (or centers) and attention_spreads (or spreads), columns first and
-        rows upside down. window: default the square that has as many cells as there are token biases
-        (token_proj_n_bias, or tokbias). Their one-dimensional version never squares its spread, and without `generalized` it has no
-        centre; the two-dimensional one without it is isotropic."""
+        rows upside down.
+
+        window: default the square that has as many cells as there are token biases (token_proj_n_bias, or tokbias).
+        The released one-dimensional version never squares its spread, and without `generalized` it has no centre; the
+        two-dimensional one without it is isotropic."""
         centers = need(arrays, "attention_centers", "centers")
         spreads = need(arrays, "attention_spreads", "spreads")
         if window is None:
