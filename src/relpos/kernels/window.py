@@ -20,12 +20,14 @@ from torch import Tensor
 
 from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.kernels.call import Refusal, computing, exactly, once
+from relpos.kernels.spectrum import Scratch
 
 METHODS = ("auto", "dense", "axes")
 LARGE = 24  # the side of a square window from which "axes" is the quicker
 FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
 MATRICES = 2**18  # numbers in the matrices of some frequencies
 COLUMNS = 2**21  # numbers of one transform at a time: what a cache holds
+_scratch = Scratch()  # fresh buffers would cost a page fault every 4 KiB, which is more than the products
 
 
 @lru_cache(maxsize=32)
@@ -233,7 +235,7 @@ def _matrix(spectrum: Tensor) -> Tensor:
     _, count, lags = spectrum.shape
     height = (lags + 1) // 2
     real, imaginary = toeplitz(spectrum, height)
-    out = spectrum.new_empty(count, 2 * height, 2 * height)
+    out = _like(spectrum, "matrix", count, 2 * height, 2 * height)
     out[:, :height, :height], out[:, height:, height:] = real, real
     out[:, :height, height:] = imaginary
     torch.neg(imaginary, out=out[:, height:, :height])
@@ -258,11 +260,9 @@ class _Axes(torch.autograd.Function):
         out, cells = _cells(x.new_empty(x.shape), sides), _cells(x, sides)
         for windows in _some(cells, sides):
             columns = _columns(cells[windows], len(generator))
-            came = _transformed(into, columns)
+            came = _transformed(into, columns, "came")
             for group, spectrum in enumerate(spectra):
-                for f in _slices(sides):
-                    came[f, :, group] = _matrix(spectrum[:, f]) @ came[f, :, group]
-                columns[:, :, group] = _returned(back, came[:, :, group])
+                columns[:, :, group] = _returned(back, spectrum, came[:, :, group])
             _put(columns, out[windows])
         mixed = out.view(x.shape)
         return mixed if bias is None else mixed.add_(bias[:, None])
@@ -278,17 +278,17 @@ class _Axes(torch.autograd.Function):
         cells, grads = _cells(x, sides), _cells(grad, sides)
         for windows in _some(cells, sides):
             columns = _columns(grads[windows], len(generator))
-            left = _transformed(back.T, columns)
+            left = _transformed(back.T, columns, "left")
             if g_spectra is not None:
-                came = _transformed(into, _columns(cells[windows], len(generator)))
+                came = _transformed(into, _columns(cells[windows], len(generator)), "came")
                 for group, total in enumerate(g_spectra):
                     for f in _slices(sides):
-                        total[:, f] += _matrix_sums(left[f, :, group] @ came[f, :, group].mT)
+                        into_matrix = _like(left, "matrix", f.stop - f.start, *[2 * sides[0]] * 2)
+                        torch.bmm(left[f, :, group], came[f, :, group].mT, out=into_matrix)
+                        total[:, f] += _matrix_sums(into_matrix)
             if g_x is not None:
                 for group, spectrum in enumerate(spectra):
-                    for f in _slices(sides):
-                        left[f, :, group] = _matrix(spectrum[:, f]).mT @ left[f, :, group]
-                    columns[:, :, group] = _returned(into.T, left[:, :, group])
+                    columns[:, :, group] = _returned(into.T, spectrum, left[:, :, group], True)
                 _put(columns, g_x[windows])
         g_c = None if g_spectra is None else _spectra_back(g_spectra, sides)
         return g_c, None if g_x is None else g_x.view(x.shape), _token_sums(grad) if ctx.biased else None, None
@@ -309,8 +309,8 @@ def _columns(cells: Tensor, groups: int) -> Tensor:
     """A copy (w, h, groups, windows * channels / groups)."""
     _, height, width, channels = cells.shape
     parts = cells.reshape(*cells.shape[:3], channels // groups, groups)
-    own = parts.permute(2, 1, 4, 0, 3).clone(memory_format=torch.contiguous_format)  # it will be written to
-    return own.view(width, height, groups, -1)
+    parts = parts.permute(2, 1, 4, 0, 3)
+    return _like(cells, "columns", *parts.shape).copy_(parts).view(width, height, groups, -1)
 
 
 def _put(columns: Tensor, cells: Tensor) -> None:
@@ -320,13 +320,24 @@ def _put(columns: Tensor, cells: Tensor) -> None:
     parts.copy_(columns.view(*columns.shape[:3], len(cells), -1).permute(3, 1, 0, 4, 2))
 
 
-def _transformed(matrix: Tensor, columns: Tensor) -> Tensor:
+def _transformed(matrix: Tensor, columns: Tensor, name: str) -> Tensor:
     """(w, h, groups, k) to (w frequencies, 2 h, groups, k), by a matrix (2 w, w)."""
     width, height, groups, k = columns.shape
-    return (matrix @ columns.view(width, -1)).view(width, 2 * height, groups, k)
+    out = _like(columns, name, 2 * width, height * groups * k)
+    return torch.mm(matrix, columns.view(width, -1), out=out).view(width, 2 * height, groups, k)
 
 
-def _returned(matrix: Tensor, product: Tensor) -> Tensor:
-    """(w frequencies, 2 h, k) to (w, h, k), by a matrix (w, 2 w)."""
-    width, twice, k = product.shape
-    return (matrix @ product.reshape(2 * width, -1)).view(width, twice // 2, k)
+def _returned(matrix: Tensor, spectrum: Tensor, came: Tensor, transposed: bool = False) -> Tensor:
+    """One group (w frequencies, 2 h, k) times the matrices of its spectrum, and back to (w, h, k) by a matrix
+    (w, 2 w)."""
+    width, twice, k = came.shape
+    product = _like(came, "product", width, twice, k)
+    for f in _slices((twice // 2, width)):
+        square = _matrix(spectrum[:, f])
+        torch.bmm(square.mT if transposed else square, came[f], out=product[f])
+    out = _like(came, "returned", width, twice // 2 * k)
+    return torch.mm(matrix, product.view(2 * width, -1), out=out).view(width, twice // 2, k)
+
+
+def _like(x: Tensor, name: str, *shape: int) -> Tensor:
+    return _scratch.take(name, shape, x.dtype, x.device)
