@@ -169,8 +169,8 @@ class Pairwise(Encoding):
         """The term of one tile, (batch or 1, heads, t_q, t_k). Pure: reads only its arguments."""
         raise NotImplementedError
 
-    def value_width(self) -> int | None:
-        """The width that v must have for `value_term`, None where any will do."""
+    def value_width(self, dim: int) -> int | None:
+        """The width that v must have for `value_term` where q has width `dim`, None where any will do."""
         return None
 
     def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:

@@ -44,8 +44,8 @@ class Beside(Pairwise):
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
         return self._without(self.encoding.tile(q, k, states, tile), tile)
 
-    def value_width(self) -> int | None:
-        return self.encoding.value_width()
+    def value_width(self, dim: int) -> int | None:
+        return self.encoding.value_width(dim)
 
     def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
         return self.encoding.value_term(self._without(p, tile), states, tile)

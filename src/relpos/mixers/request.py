@@ -54,7 +54,7 @@ class Request:
             content = self.content
             kept = content.tensor if isinstance(content, Digest) else None if content is None else term.digest(content)
             states = term.prepare(q, k, self.q_pos, self.k_pos, kept)
-            _check_value_width(term, v)
+            _check_value_width(term, q, v)
         return Call(q, k, v, self.scale, self.mask, term, states, self.q_pos, self.k_pos, self.dropout)
 
     def run(self, kernel: str = "auto") -> Tensor:
@@ -92,8 +92,8 @@ class Request:
         return choose.run(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
 
 
-def _check_value_width(term: Pairwise, v: Tensor) -> None:
-    wide = term.value_width()
+def _check_value_width(term: Pairwise, q: Tensor, v: Tensor) -> None:
+    wide = term.value_width(q.shape[-1])
     if wide is not None and v.shape[-1] != wide:
         raise ValueError(
             f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "
