@@ -194,7 +194,7 @@ class RowBias(Pairwise):
     """
 
     form = "RowBias"
-    mixers: ClassVar[tuple[str, ...]] = ("softmax",)
+    mixers: ClassVar[tuple[str, ...]] = ("softmax", "pointwise")
     heads: int
 
     def pairs(self, q_values: Tensor, k_values: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class Bias(RowBias):
     """
 
     form = "Bias"
-    mixers = ("softmax", "kernelized", "gate")
+    mixers = ("softmax", "kernelized", "pointwise", "gate")
     normalized: bool = False  # the weights of a gate: their softmax over the window, instead of the numbers themselves
 
     def at(self, lag: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ class ContentBias(Pairwise):
     """Depends on q or k (or on the layer's input) as well as on the lag; may add to the values."""
 
     form = "ContentBias"
-    mixers = ("softmax",)
+    mixers = ("softmax", "pointwise")
     reads_qk = True
 
 
@@ -364,7 +364,7 @@ class Transform(Encoding):
     """
 
     form = "Transform"
-    mixers = ("softmax", "kernelized")
+    mixers = ("softmax", "kernelized", "pointwise")
     side: ClassVar[Literal["before", "after"]] = "after"  # of the feature map, in kernelised attention
     plain_denominator: ClassVar[bool] = False  # after the feature map: transforms the numerator only (RoFormer, eq. 19)
 

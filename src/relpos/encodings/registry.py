@@ -64,6 +64,7 @@ _ENTRIES: dict[str, Entry] = {
         "content.relative_channels:RelativeChannels",
         {"channels": ({"feature": "index", "encoder": "buckets", "clip": 128},)},
     ),
+    "hstu": Entry("content.hstu:HSTUBias", {"max_lag": 128}),
     "fire": Entry("row.fire:FIRE"),
     "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
     "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,9 @@ class RelativeChannels(ContentBias):
     them for places, profiles and time; `revamp`, `tisasrec` and `stan` build their configurations.
     """
 
-    takes = (Mapping, Index, Times, Places, Profiles, Labels)
+    takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
-    reads_qk = False  # type: ignore[misc]  # True of an object with a gate or a table of the key's own place
+    reads_qk = False  # True of an object with a gate or a table of the key's own place
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},
   author={Gupta, Vinayak and Bedathur, Srikanta},

@@ -30,6 +30,8 @@ class Channel(nn.Module):
     position  the name of the position that it reads, default that of its feature ("index" for key)
     name      what its arrays are called in `from_reference`, default that of its feature
 
+    shared    True: bias and gate have one number for all heads, (1, rows)
+
     keys, values  (rows, dim)      Glorot uniform        None without that injection
     bias, gate    (heads, rows)    0 and 1 at the start
     """
@@ -61,6 +63,7 @@ class Channel(nn.Module):
         where: str | None = None,
         position: str | None = None,
         name: str | None = None,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.feature = feature_of(feature)
@@ -81,7 +84,7 @@ class Channel(nn.Module):
             pairs = max(dim // 2, 1) if encoder == "rotary" else 8
             numbers = spaced(shortest, longest, count or pairs) if scales is None else _checked(scales)
         self.encoder = _encoder(encoder, unit, clip, edges, step, start, numbers, learned, signed)
-        self._build(dim, heads)
+        self._build(dim, 1 if shared else heads)
 
     def _build(self, dim: int, heads: int | None) -> None:
         rows = self.encoder.rows

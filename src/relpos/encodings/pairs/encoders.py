@@ -110,7 +110,7 @@ class Edges(Sparse):
 
 
 class LogBuckets(Sparse):
-    """min(clip, floor(ln(max(|x| / unit, 1)) / step)): the first bucket up to unit e^step, each e^step times as wide."""
+    """min(clip, floor(ln(max(|x| / unit, 1)) / step)): the first bucket ends at unit e^step, each e^step further."""
 
     def __init__(self, clip: int, unit: float = 1.0, step: float = HSTU_STEP, signed: bool = False) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Linear(Smooth):
         if self.rows == 2:
             found = torch.lerp(table[..., :1], table[..., 1:], share)
         else:
-            lead = torch.broadcast_shapes(table.shape[:2], (x.shape[0], 1))
+            lead = (max(len(table), len(x)), table.shape[1])
             wide = table.expand(*lead, x.shape[-2], -1)
             low = low.expand(*lead, -1, -1)
             found = torch.lerp(wide.gather(-1, low), wide.gather(-1, low + 1), share)
@@ -241,6 +241,8 @@ class Decay(Smooth):
 
 class Rotary(Encoder):
     """Turns pair t of the channels of q and k by 2 pi x / period_t; it has no table."""
+
+    log_scales: Tensor | None
 
     def __init__(self, periods: Sequence[float], learned: bool = False) -> None:
         super().__init__()

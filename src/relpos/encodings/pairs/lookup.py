@@ -46,7 +46,7 @@ def margins(sums: Tensor, rows: list[int]) -> list[Tensor]:
     """The transpose: (.., r s ..) to (.., r), (.., s), .."""
     if len(rows) == 1:
         return [sums]
-    apart = sums.unflatten(-1, rows)
+    apart = sums.view(*sums.shape[:-1], *rows)
     first = sums.dim() - 1
     return [apart.sum([first + other for other in range(len(rows)) if other != own]) for own in range(len(rows))]
 

@@ -67,7 +67,7 @@ def spread(tables: list[Tensor], edges: list[Tensor], t_k: int) -> Tensor:
 
 
 def collect(pairs: Tensor, edges: list[Tensor]) -> list[Tensor]:
-    """The transpose of `spread`: pairs (batch, heads, t_q, t_k) summed by step, (batch, heads, t_q, steps) a channel."""
+    """The transpose of `spread`: pairs (batch, heads, t_q, t_k) summed by step, (.., t_q, steps) a channel."""
     running = pairs.cumsum(-1)
     total = running[..., -1:]
     found = []

@@ -48,13 +48,13 @@ class Terms:
         for c, encoder in self._smooth(states, ("score", "bias")):
             parts.append(encoder.spread(_scores(states, c), self._x(c), states.get(f"{c}.scales"), self._live(c)))
         for name, state in states.items():
-            c, _, what = name.partition(".")
+            own, _, what = name.partition(".")
             if what == "vectors":
                 parts.append(q.to(state.dtype) @ state.mT)
             elif what == "numbers":
                 parts.append(state)
             elif what == "q_turned":
-                parts.append(state @ states[f"{c}.k_turned"].mT)
+                parts.append(state @ states[f"{own}.k_turned"].mT)
         gate = self._gate(states)
         if gate is not None:
             parts.append((gate - 1) * (q.to(gate.dtype) @ k.to(gate.dtype).mT * factor))
@@ -82,14 +82,14 @@ class Terms:
                     out = encoder.spread(_scores(states, c).detach(), self._x(c), leaf, self._live(c))
                 found[f"{c}.scales"] = torch.autograd.grad(out, leaf, grad.sum_to_size(out.shape))[0]
         for name, state in states.items():
-            c_, _, what = name.partition(".")
+            own, _, what = name.partition(".")
             if what == "vectors":
                 _add(found, {"q": grad @ state, name: (grad.mT @ q.to(grad.dtype)).sum_to_size(state.shape)})
             elif what == "numbers":
                 found[name] = grad.sum_to_size(state.shape)
             elif what == "q_turned":
-                other = states[f"{c_}.k_turned"]
-                found |= {name: grad @ other, f"{c_}.k_turned": grad.mT @ state}
+                other = states[f"{own}.k_turned"]
+                found |= {name: grad @ other, f"{own}.k_turned": grad.mT @ state}
         _add(found, self._gate_backward(grad, q, k, states, factor))
         return found
 
