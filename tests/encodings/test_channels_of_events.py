@@ -364,7 +364,7 @@ def test_positions_that_are_missing_are_named() -> None:
     for given_, complaint in cases:
         with pytest.raises((ValueError, TypeError), match=complaint):
             rp.attention(*x, encoding, q_pos=given_, k_pos=given_)
-    with pytest.raises(ValueError, match="dim is 8 .one table for all heads. or 16"):
+    with pytest.raises(ValueError, match=r"dim is 8 \(one table for all heads\) or 16"):
         wrong = RelativeChannels(12, [{"feature": "mark"}])
         rp.attention(*x, wrong, q_pos={"mark": torch.arange(4)}, k_pos={"mark": torch.arange(4)})
     alone = RelativeChannels(8, [{"feature": "time", "clip": 3}])
