@@ -35,6 +35,14 @@ class ChannelsCase(EncodingCase):
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return events(index)
 
+    def test_gradcheck(self) -> None:
+        """With random directions: there are too many numbers in the tables for one at a time."""
+        encoding = self.build()
+        q, k, v, content = (x.requires_grad_() for x in self.inputs(4, 4, batch=1))
+        leaves = (q, k, v, *encoding.parameters())
+        run = lambda *_: self.run(encoding, q, k, v, content)  # noqa: E731
+        assert torch.autograd.gradcheck(run, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
+
     def current(self, encoding: Any) -> list[dict[str, Any]]:
         """The options, with learned units as they are."""
         found = []

@@ -154,6 +154,7 @@ class Pairwise(Encoding):
     has_values: bool = False
     needs_content: ClassVar[bool] = False
     reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
+    burden: int = 1  # how many times fewer pairs a tile holds, where `tile` needs several tensors of its size
 
     def digest(self, content: Tensor) -> Tensor:
         """What is kept of each token of the layer's input (batch, n, model_dim); a decoder caches this instead."""

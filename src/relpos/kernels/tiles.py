@@ -38,7 +38,8 @@ def blocks(call: Call) -> Iterator[tuple[tuple[int, int], list[Tile]]]:
     """Blocks of queries, each with the tiles of the keys that any of its queries may see."""
     batch, heads, n_q, n_k = call.shape
     t_k = max(1, min(KEYS, n_k))
-    t_q = max(1, min(QUERIES, n_q, SCORES // max(1, batch * heads * t_k)))
+    scores = SCORES // (1 if call.term is None else call.term.burden)
+    t_q = max(1, min(QUERIES, n_q, scores // max(1, batch * heads * t_k)))
     for i0 in range(0, n_q, t_q):
         i1 = min(i0 + t_q, n_q)
         j_first, j_last = call.mask.keys(i0, i1)

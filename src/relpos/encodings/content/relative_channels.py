@@ -47,6 +47,7 @@ class RelativeChannels(ContentBias):
 
     takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
+    burden = 4
     reads_qk = False  # True of an object with a gate or a table of the key's own place
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},
@@ -283,7 +284,7 @@ class RelativeChannels(ContentBias):
         encoder = channel.encoder
         found: States = {}
         if channel.keys is not None:
-            score = q @ self._headed(channel.keys.to(q.dtype), q).mT * self._factor(q)
+            score = q @ (self._headed(channel.keys.to(q.dtype), q).mT * self._factor(q))
             score = score if channel.bias is None else score + channel.bias.to(q.dtype).unsqueeze(1)
             found[f"{c}.score"] = State(score, "query", 2)
         elif channel.bias is not None:

@@ -195,7 +195,7 @@ class Linear(Smooth):
         if self.rows == 2:
             return torch.stack([(p - above).sum(-1), above.sum(-1)], -1)
         low = low.expand(p.shape)
-        return p.new_zeros(*p.shape[:-1], self.rows).scatter_add(-1, low, p - above).scatter_add(-1, low + 1, above)
+        return p.new_zeros(*p.shape[:-1], self.rows).scatter_add_(-1, low, p - above).scatter_add_(-1, low + 1, above)
 
     def _between(self, x: Tensor, log_scales: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The row below each pair and the weight of the one above it, (batch or 1, 1, t_q, t_k)."""

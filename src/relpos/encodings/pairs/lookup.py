@@ -30,7 +30,7 @@ def grouped(rows: list[int], most: int) -> list[list[int]]:
 def joint_code(codes: list[Tensor], rows: list[int]) -> Tensor:
     code = codes[0]
     for other, count in zip(codes[1:], rows[1:]):
-        code = code * count + other
+        code = other.add(code, alpha=count)
     return code
 
 
@@ -60,7 +60,7 @@ def spread(table: Tensor, code: Tensor) -> Tensor:
 def collect(pairs: Tensor, code: Tensor, rows: int) -> Tensor:
     """The transpose, a row a query: pairs (batch, heads, t_q, t_k) to (batch, heads, t_q, rows)."""
     sums = pairs.new_zeros(*pairs.shape[:-1], rows)
-    return sums.scatter_add(-1, code.unsqueeze(1).expand(pairs.shape), pairs)
+    return sums.scatter_add_(-1, code.unsqueeze(1).expand(pairs.shape), pairs)
 
 
 def totals(pairs: Tensor, code: Tensor, rows: int) -> Tensor:

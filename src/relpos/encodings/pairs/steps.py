@@ -63,7 +63,7 @@ def spread(tables: list[Tensor], edges: list[Tensor], t_k: int) -> Tensor:
     assert first is not None
     jump = torch.cat(jumps, -1)
     whole = torch.cat([first, jump.new_zeros(*jump.shape[:-1], t_k - 1)], -1)
-    return whole.scatter_add(-1, torch.cat(places, -1), jump).cumsum(-1)
+    return whole.scatter_add_(-1, torch.cat(places, -1), jump).cumsum(-1)
 
 
 def collect(pairs: Tensor, edges: list[Tensor]) -> list[Tensor]:

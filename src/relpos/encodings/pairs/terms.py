@@ -58,9 +58,7 @@ class Terms:
         gate = self._gate(states)
         if gate is not None:
             parts.append((gate - 1) * (q.to(gate.dtype) @ k.to(gate.dtype).mT * factor))
-        total = parts[0] if parts else q.new_zeros(1, 1, 1, 1)
-        for part in parts[1:]:
-            total = total + part
+        total = _sum(parts) if parts else q.new_zeros(1, 1, 1, 1)
         return total.expand(-1, q.shape[1], self.tile.t_q, self.tile.t_k)
 
     def score_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, factor: float) -> dict[str, Tensor]:
@@ -133,10 +131,7 @@ class Terms:
             if name.endswith(".added"):
                 parts.append(grad @ state.to(grad.dtype).mT)
                 found[name] = (p.mT @ grad).sum_to_size(state.shape)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return found | {"p": total}
+        return found | {"p": _sum(parts)}
 
     def _sums(self, p: Tensor, states: Slices) -> Iterable[tuple[int, Tensor]]:
         """The weights of each channel's pairs, summed by row: (channel, (batch, heads, t_q, rows))."""
@@ -263,6 +258,15 @@ def _scores(states: Slices, c: int) -> Tensor:
     """(.., heads, t_q or 1, rows)"""
     found = states.get(f"{c}.score")
     return states[f"{c}.bias"].unsqueeze(1).unsqueeze(0) if found is None else found
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """What is added up may be a view of a state; the sums of it are nobody else's and take further parts in place."""
+    total = parts[0]
+    for count, part in enumerate(parts[1:]):
+        fits = torch.broadcast_shapes(total.shape, part.shape) == total.shape  # type: ignore[no-untyped-call]
+        total = total.add_(part) if count and fits else total + part
+    return total
 
 
 def _add(found: dict[str, Tensor], more: dict[str, Tensor]) -> None:
