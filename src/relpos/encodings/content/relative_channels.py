@@ -48,7 +48,7 @@ class RelativeChannels(ContentBias):
     takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
     burden = 4
-    reads_qk = False  # True of an object with a gate or a table of the key's own place
+    reads_qk = False  # True of an object with a gate or keys
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},
   author={Gupta, Vinayak and Bedathur, Srikanta},
@@ -73,7 +73,7 @@ class RelativeChannels(ContentBias):
             raise ValueError(f"channels are one or more dicts such as {{'feature': 'time', ..}}, got {channels!r}")
         self.channels = nn.ModuleList(_channel(number, dim, heads, c) for number, c in enumerate(channels))
         self.has_values = any("value" in c.inject for c in self._each())
-        self.reads_qk = any("gate" in c.inject or (c.absolute and c.keys is not None) for c in self._each())  # type: ignore[misc]
+        self.reads_qk = any(c.gate is not None or c.keys is not None for c in self._each())  # type: ignore[misc]
         self._latest = _Latest()
 
     # ---- well-known configurations
@@ -236,7 +236,12 @@ class RelativeChannels(ContentBias):
             elif channel.absolute:
                 states |= self._of_keys(c, channel, q, states, dtype)
             else:
-                states |= self._tables(c, channel, q.to(dtype), queries, keys, states)
+                states |= self._tables(c, channel, keys, states, dtype)
+        own = [c for c in self._each() if not c.absolute]
+        for name, tables in (("keys", [c.keys for c in own]), ("values", [c.values for c in own])):
+            found = [self._headed(table.to(dtype), q) for table in tables if table is not None]
+            if found:
+                states[name] = State(torch.cat(found, 1), "whole")
         return states
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
@@ -278,21 +283,13 @@ class RelativeChannels(ContentBias):
         return table.view(len(table), heads, width).transpose(0, 1)
 
     def _tables(
-        self, c: int, channel: Channel, q: Tensor, queries: Mapping[str, Position], keys: Mapping[str, Position],
-        states: States,
-    ) -> States:  # fmt: skip
+        self, c: int, channel: Channel, keys: Mapping[str, Position], states: States, dtype: torch.dtype
+    ) -> States:
         encoder = channel.encoder
         found: States = {}
-        if channel.keys is not None:
-            score = q @ (self._headed(channel.keys.to(q.dtype), q).mT * self._factor(q))
-            score = score if channel.bias is None else score + channel.bias.to(q.dtype).unsqueeze(1)
-            found[f"{c}.score"] = State(score, "query", 2)
-        elif channel.bias is not None:
-            found[f"{c}.bias"] = State(channel.bias.to(q.dtype), "whole")
-        if channel.gate is not None:
-            found[f"{c}.gate"] = State(channel.gate.to(q.dtype), "whole")
-        if channel.values is not None:
-            found[f"{c}.values"] = State(self._headed(channel.values.to(q.dtype), q), "whole")
+        for name, numbers in (("bias", channel.bias), ("gate", channel.gate)):
+            if numbers is not None:
+                found[f"{c}.{name}"] = State(numbers.to(dtype), "whole")
         scales = getattr(encoder, "log_scales", None)
         if scales is not None:
             found[f"{c}.scales"] = State(scales, "whole")
