@@ -157,6 +157,16 @@ def test_a_shift_of_the_clock_changes_nothing(origin: float) -> None:
     torch.testing.assert_close(far, near, rtol=0, atol=1e-6)
 
 
+def test_a_rotation_by_unix_times_is_exact() -> None:
+    """In float64 an angle at 1.6e9 s would be off by 1e-6 without an origin of its own."""
+    torch.manual_seed(0)
+    encoding = RelativeChannels(8, [{"feature": "time", "encoder": "rotary", "scales": (1.3, 7.0)}]).double()
+    x = [torch.randn(1, 2, 30, 8, dtype=torch.float64) for _ in range(3)]
+    times = torch.arange(30).double() / 4
+    near, far = (rp.attention(*x, encoding, q_pos={"time": t}, k_pos={"time": t}) for t in (times, times + 1.6e9))
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["buckets", "log", "linear", "sinusoid", "decay", "rotary"])
 def test_ties_and_enormous_gaps(kind: str) -> None:
     torch.manual_seed(0)
