@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import relpos as rp
+from relpos.models.convert import convert
 from relpos.positions import Times, query_times
 from tests.core.naive import agree
 from tests.encodings.case import EncodingCase
@@ -104,6 +105,22 @@ def test_a_layer_decodes_with_the_time_of_the_request() -> None:
         rows.append(layer(x[:, part], q_pos=query, k_pos=own, stream=stream))
         start += size
     torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=0, atol=1e-12)
+
+
+def test_a_network_decodes_with_the_time_of_the_request() -> None:
+    torch.manual_seed(0)
+    _, at, _, _ = released()
+    model = rp.models.Transformer(11, 16, 2, 2, "hstu", mixer="pointwise", length=N).double()
+    tokens, asked = torch.randint(0, 11, (2, N)), query_times(at["time"], "request").values
+    index = at["index"]
+    whole = model(tokens, positions={"index": index, "time": asked}, key_positions=at)
+    streams, rows = model.streams(), []
+    for i in range(N):
+        own, query = ({"index": index[i : i + 1], "time": t[:, i : i + 1]} for t in (at["time"], asked))
+        rows.append(model(tokens[:, i : i + 1], positions=query, key_positions=own, streams=streams))
+    torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=0, atol=1e-12)
+    with pytest.raises(TypeError, match="weights without a softmax"):
+        convert(model)
 
 
 def test_query_times() -> None:
