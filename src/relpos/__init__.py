@@ -14,6 +14,7 @@ from relpos.mixers.functional import attention, explain
 from relpos.mixers.gating import SGU, PoSGU, window_mix
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention
+from relpos.mixers.pointwise import pointwise_attention
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
 
@@ -36,6 +37,7 @@ __all__ = [
     "linear_attention",
     "models",
     "names",
+    "pointwise_attention",
     "positions",
     "register",
     "toeplitz_matmul",

@@ -210,6 +210,51 @@ class Times(Position):
         return self.values - origin.to(torch.float64)
 
 
+def query_times(
+    times: Tensor | Times,
+    query_time: str = "event",
+    *,
+    last: Tensor | float | None = None,
+    lengths: Tensor | None = None,
+    grid: Tensor | Times | None = None,
+) -> Times:
+    """The times at which queries stand, for q_pos beside k_pos = {"time": times}, (n,) or (batch, n).
+
+    "event"    each query at its own event: nothing is known of what comes
+    "request"  each query at the time of the next event, which is when the answer is asked for. It tells the model when
+               something happens next, so metrics found with it are to be named so. last (a number or one a row): the
+               time of the final request; None: the last event's own time, as in the released HSTU. lengths (batch,):
+               events of each row, where padding follows them
+    "grid"     any times instead, one query each; causal order then is q_order = torch.searchsorted(times, grid,
+               right=True) - 1 and k_order = arange(n): a query sees what has happened until then
+    """
+    times = times if isinstance(times, Times) else Times(times)
+    if query_time not in ("event", "request", "grid"):
+        raise ValueError(f'query_time is "event", "request" or "grid", got {query_time!r}')
+    if (grid is not None) != (query_time == "grid"):
+        raise ValueError('grid holds the times of the queries for query_time="grid", and only for that')
+    if query_time != "request" and (last is not None or lengths is not None):
+        raise ValueError('last and lengths go with query_time="request"')
+    if query_time == "event":
+        return times
+    if grid is not None:
+        return grid if isinstance(grid, Times) else Times(grid)
+    values = times.values
+    n = values.shape[-1]
+    if not n:
+        return times
+    rows = values.unsqueeze(0) if values.dim() == 1 else values
+    ends = torch.full((len(rows),), n) if lengths is None else torch.as_tensor(lengths).to(torch.int64).cpu()
+    if ends.shape != (len(rows),) or bool((ends < 1).any()) or bool((ends > n).any()):
+        raise ValueError(f"lengths are {len(rows)} numbers of events in 1..{n}, got {ends.tolist()}")
+    at = (ends - 1).to(values.device).unsqueeze(1)
+    own = rows.gather(1, at)
+    final = own if last is None else torch.as_tensor(last, dtype=torch.float64, device=values.device).view(-1, 1)
+    _require(bool((final >= own).all()), "the final request is at or after the last event; `last` is earlier")
+    following = torch.cat([rows[:, 1:], rows[:, -1:]], 1).scatter(1, at, final.expand(len(rows), 1))
+    return Times(following.view(values.shape).cummax(-1).values)
+
+
 class Places(Position):
     """Points on the globe, float64 (batch or 1, n, 2): latitude -90..90 and longitude -180..360, in degrees."""
 

@@ -24,7 +24,7 @@ LEVELS = ("melody", "chord", "section", "tempo")
 def positions(encoding: Encoding) -> Any:
     index = torch.arange(N)
     if issubclass(dict, encoding.takes):
-        return {"index": index, **{name: index // (3 + i) % 4 for i, name in enumerate(LEVELS)}}
+        return {"index": index, "time": index.double(), **{name: index // (3 + i) % 4 for i, name in enumerate(LEVELS)}}
     if Index in encoding.takes:
         return index
     return index.double() if Times in encoding.takes else Grid.of(SIDE, SIDE).values

@@ -127,7 +127,7 @@ def test_a_network_learns_and_is_deterministic() -> None:
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("mixer is one of softmax, kernelized, got 'linear'", {"mixer": "linear"}),
+        ("mixer is one of softmax, kernelized, pointwise, got 'linear'", {"mixer": "linear"}),
         ("dropout has no meaning", {"mixer": "kernelized", "dropout": 0.1}),
         ("window has no meaning", {"mixer": "kernelized", "window": 4}),
         ("scale has no meaning", {"mixer": "kernelized", "scale": 1.0}),

@@ -177,7 +177,7 @@ def test_the_mask_itself(call: tuple[int, int, dict[str, Any]]) -> None:
     """`block` of every tile, `keys` and `rectangles` say the same as the definition, pair by pair."""
     n_q, n_k, options = call
     q, k, v = inputs(2, 1, n_q, n_k)
-    mask = functional._request(q, k, v, None, **options).mask
+    mask = functional.request_of(q, k, v, None, **options).mask
     default = (torch.arange(n_k - n_q, n_k), torch.arange(n_k))
     pos = (options.pop("q_pos", default[0]), options.pop("k_pos", default[1]))
     want = torch.tensor(visible(2, n_q, n_k, *pos, **options))

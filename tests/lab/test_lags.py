@@ -51,7 +51,7 @@ def test_the_picture_leaves_the_encoding_as_it_was() -> None:
     assert encoding.training and encoding.slope.dtype == torch.float32 and encoding.slope.grad is None
 
 
-LABELLED = ["non_stationary_rpe", "same_label", "structure_ape", "structure_rpe"]
+LABELLED = ["hstu", "non_stationary_rpe", "same_label", "structure_ape", "structure_rpe"]
 
 
 @pytest.mark.parametrize("name", LABELLED)

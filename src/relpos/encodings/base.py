@@ -154,6 +154,7 @@ class Pairwise(Encoding):
     has_values: bool = False
     needs_content: ClassVar[bool] = False
     reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
+    burden: int = 1  # how many times fewer pairs a tile holds, where `tile` needs several tensors of its size
 
     def digest(self, content: Tensor) -> Tensor:
         """What is kept of each token of the layer's input (batch, n, model_dim); a decoder caches this instead."""
@@ -169,8 +170,8 @@ class Pairwise(Encoding):
         """The term of one tile, (batch or 1, heads, t_q, t_k). Pure: reads only its arguments."""
         raise NotImplementedError
 
-    def value_width(self) -> int | None:
-        """The width that v must have for `value_term`, None where any will do."""
+    def value_width(self, dim: int) -> int | None:
+        """The width that v must have for `value_term` where q has width `dim`, None where any will do."""
         return None
 
     def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
@@ -194,7 +195,7 @@ class RowBias(Pairwise):
     """
 
     form = "RowBias"
-    mixers: ClassVar[tuple[str, ...]] = ("softmax",)
+    mixers: ClassVar[tuple[str, ...]] = ("softmax", "pointwise")
     heads: int
 
     def pairs(self, q_values: Tensor, k_values: Tensor) -> Tensor:
@@ -236,7 +237,7 @@ class Bias(RowBias):
     """
 
     form = "Bias"
-    mixers = ("softmax", "kernelized", "gate")
+    mixers = ("softmax", "kernelized", "pointwise", "gate")
     normalized: bool = False  # the weights of a gate: their softmax over the window, instead of the numbers themselves
 
     def at(self, lag: Tensor) -> Tensor:
@@ -351,7 +352,7 @@ class ContentBias(Pairwise):
     """Depends on q or k (or on the layer's input) as well as on the lag; may add to the values."""
 
     form = "ContentBias"
-    mixers = ("softmax",)
+    mixers = ("softmax", "pointwise")
     reads_qk = True
 
 
@@ -364,7 +365,7 @@ class Transform(Encoding):
     """
 
     form = "Transform"
-    mixers = ("softmax", "kernelized")
+    mixers = ("softmax", "kernelized", "pointwise")
     side: ClassVar[Literal["before", "after"]] = "after"  # of the feature map, in kernelised attention
     plain_denominator: ClassVar[bool] = False  # after the feature map: transforms the numerator only (RoFormer, eq. 19)
 

@@ -60,6 +60,11 @@ _ENTRIES: dict[str, Entry] = {
     "alibi_2d": Entry("bias.alibi_2d:ALiBi2D"),
     "irpe": Entry("content.irpe:IRPE", {"heads": None}),
     "decomposed_2d": Entry("content.decomposed_2d:Decomposed2D", {"window": (14, 14)}),
+    "relative_channels": Entry(
+        "content.relative_channels:RelativeChannels",
+        {"channels": ({"feature": "index", "encoder": "buckets", "clip": 128},)},
+    ),
+    "hstu": Entry("content.hstu:HSTUBias", {"max_lag": 128}),
     "fire": Entry("row.fire:FIRE"),
     "transformer_xl": Entry("content.transformer_xl:TransformerXL"),
     "deberta": Entry("content.deberta:DeBERTa", {"span": 128, "max_lag": 512}),

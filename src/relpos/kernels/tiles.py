@@ -38,23 +38,30 @@ def blocks(call: Call) -> Iterator[tuple[tuple[int, int], list[Tile]]]:
     """Blocks of queries, each with the tiles of the keys that any of its queries may see."""
     batch, heads, n_q, n_k = call.shape
     t_k = max(1, min(KEYS, n_k))
-    t_q = max(1, min(QUERIES, n_q, SCORES // max(1, batch * heads * t_k)))
+    scores = SCORES // (1 if call.term is None else call.term.burden)
+    t_q = max(1, min(QUERIES, n_q, scores // max(1, batch * heads * t_k)))
     for i0 in range(0, n_q, t_q):
         i1 = min(i0 + t_q, n_q)
         j_first, j_last = call.mask.keys(i0, i1)
         yield (i0, i1), [Tile(i0, i1, j0, min(j0 + t_k, j_last), n_q, n_k) for j0 in range(j_first, j_last, t_k)]
 
 
-def _slices(states: dict[str, State], tile: Tile) -> dict[str, Tensor]:
+def slices_of(states: dict[str, State], tile: Tile) -> dict[str, Tensor]:
     return {name: tile.slice(state) for name, state in states.items()}
 
 
-def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
-    """Scores of one tile, minus infinity where nothing is to be seen; q is already scaled."""
+def raw_score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
+    """Scores of one tile, whoever sees them; q is already scaled."""
     raw, keys = call.q[:, :, tile.i0 : tile.i1], k[:, :, tile.j0 : tile.j1]
     score = q[:, :, tile.i0 : tile.i1] @ keys.transpose(-1, -2)
     if call.term is not None:
         score += call.term.tile(raw, keys, slices, tile)
+    return score
+
+
+def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
+    """The same, minus infinity where nothing is to be seen."""
+    score = raw_score(call, q, k, slices, tile)
     seen = call.mask.block(tile.i0, tile.i1, tile.j0, tile.j1, score.device)
     return score if seen is None else score.masked_fill_(~seen, -torch.inf)
 
@@ -68,7 +75,7 @@ def _exp(score: Tensor) -> Tensor:
     return torch.threshold_(score, floor, -torch.inf).mul_(LOG2E).exp2_()
 
 
-def _keep(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
+def kept(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
     if call.dropout is None:
         return None
     batch, heads = call.q.shape[:2]
@@ -86,14 +93,14 @@ class _Generic(torch.autograd.Function):
             high = q.new_full((batch, heads, i1 - i0, 1), -torch.inf)
             total, acc = torch.zeros_like(high), q.new_zeros(batch, heads, i1 - i0, v.shape[-1])
             for tile in row:
-                slices = _slices(states, tile)
+                slices = slices_of(states, tile)
                 score = _score(call, scaled, k, slices, tile)
                 higher = torch.maximum(high, score.amax(-1, keepdim=True))
                 shift = higher.masked_fill(higher == -torch.inf, 0)
                 p = _exp(score.sub_(shift))
                 fade = torch.exp(high - shift)
                 total = total * fade + p.sum(-1, keepdim=True)
-                keep = _keep(call, tile, p.dtype)
+                keep = kept(call, tile, p.dtype)
                 p = p if keep is None else p * keep
                 acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
                 extra = None if call.term is None else call.term.value_term(p, slices, tile)
@@ -135,27 +142,27 @@ def _backward_tile(
     """Adds one tile's share to the gradients of q, k, v and the states."""
     scaled, k, v, lse, delta, grad = saved
     rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
-    slices = _slices(states, tile)
+    slices = slices_of(states, tile)
     g = grad[:, :, rows]
     p = _exp(_score(call, scaled, k, slices, tile).sub_(lse[:, :, rows]))
-    keep = _keep(call, tile, p.dtype)
+    keep = kept(call, tile, p.dtype)
     dropped = p if keep is None else p * keep
     total["v"][:, :, keys] += dropped.transpose(-1, -2) @ g
     dp = g @ v[:, :, keys].transpose(-1, -2)
     found: dict[str, Tensor] = {}
     if call.term is not None and call.term.has_values:
-        found = _values_gradient(call, g, dropped, slices, tile, wanted)
+        found = values_gradient(call, g, dropped, slices, tile, wanted)
         dp += found.pop("p")
     dp = dp if keep is None else dp.mul_(keep)
     dscore = dp.sub_(delta[:, :, rows]).mul_(p)
     total["q"][:, :, rows] += dscore @ k[:, :, keys] * call.scale
     total["k"][:, :, keys] += dscore.transpose(-1, -2) @ scaled[:, :, rows]
-    _add(found, tile, states, wanted, total, dstates)
+    add(found, tile, states, wanted, total, dstates)
     if call.term is not None and (wanted or call.term.reads_qk):
-        _add(_term_gradient(call, dscore, k, slices, tile, wanted), tile, states, wanted, total, dstates)
+        add(term_gradient(call, dscore, k, slices, tile, wanted), tile, states, wanted, total, dstates)
 
 
-def _add(
+def add(
     found: dict[str, Tensor],
     tile: Tile,
     states: dict[str, State],
@@ -173,7 +180,7 @@ def _add(
             target += part.sum_to_size(target.shape) if part.shape != target.shape else part
 
 
-def _term_gradient(
+def term_gradient(
     call: Call, dscore: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile, wanted: set[str]
 ) -> dict[str, Tensor]:
     assert call.term is not None
@@ -189,7 +196,7 @@ def _term_gradient(
     return _gradients(term, leaves, dscore)
 
 
-def _values_gradient(
+def values_gradient(
     call: Call, grad: Tensor, p: Tensor, slices: dict[str, Tensor], tile: Tile, wanted: set[str]
 ) -> dict[str, Tensor]:
     assert call.term is not None

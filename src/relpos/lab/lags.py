@@ -77,8 +77,8 @@ def line_of_positions(encoding: Encoding, count: int) -> Tensor:
         return torch.stack([torch.zeros_like(steps), steps], -1)
     if _takes(encoding, Mapping):
         raise TypeError(
-            f"{type(encoding).__name__} takes named positions, labels by level, and what it does depends on these "
-            "labels and not on a lag, so there is no picture by lag"
+            f"{type(encoding).__name__} takes named positions, labels or times, and what it does depends on these "
+            "and not on a lag alone, so there is no picture by lag"
         )
     allowed = ", ".join(kind.__name__ for kind in encoding.takes)
     raise TypeError(f"{type(encoding).__name__} takes {allowed} positions, for which there is no picture by lag")

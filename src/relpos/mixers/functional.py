@@ -74,7 +74,7 @@ def attention(
     once: differentiating it again raises, but under kernel="dense", which auto takes for small calls.
     """
     with exactly(q):
-        request = _request(
+        request = request_of(
             q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
             window=window, scale=scale, content=content, codes=codes, dropout=dropout, generator=generator,
             q_order=q_order, k_order=k_order,
@@ -111,7 +111,7 @@ def explain(
             from relpos.mixers.linear import explained
 
             return explained(q, k, v, encoding, kernel, **options)
-        call = _request(q, k, v, encoding, **options).call()
+        call = request_of(q, k, v, encoding, **options).call()
     name, reason = choose.pick(call, kernel)
     notes = list(choose.notes(call, name))
     if k.shape[1] != q.shape[1] and call.k.data_ptr() != k.data_ptr():
@@ -119,7 +119,7 @@ def explain(
     return Explanation(name, reason, choose.memory(call, name), tuple(notes))
 
 
-def _request(
+def request_of(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -138,9 +138,10 @@ def _request(
     generator: torch.Generator | None = None,
     q_order: Tensor | None = None,
     k_order: Tensor | None = None,
+    mixer: str = "softmax",
 ) -> Request:
     batch, heads, n_q, n_k, dim = check_tensors(q, k, v)
-    encoding = resolve(encoding, heads, dim, causal)
+    encoding = resolve(encoding, heads, dim, causal, mixer)
     grid = encoding is not None and Grid in encoding.takes and Index not in encoding.takes
     queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch, grid)
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch, grid)
@@ -149,7 +150,7 @@ def _request(
         queries, keys = encoding.select(queries), encoding.select(keys)
         encoding.check_positions(queries, keys)
         check_device(encoding, q)
-    factor = score_factor(scale, encoding, dim)
+    factor = score_factor(scale, encoding, dim, mixer)
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]
         k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
@@ -228,14 +229,14 @@ def resolve(
     return encoding
 
 
-def score_factor(scale: float | None, encoding: Encoding | None, dim: int) -> float:
-    """The factor of q.k: the caller's, else the method's own, else 1/sqrt(dim)."""
+def score_factor(scale: float | None, encoding: Encoding | None, dim: int, mixer: str = "softmax") -> float:
+    """The factor of q.k: the caller's, else the method's own, else 1/sqrt(dim), which in pointwise attention is 1."""
     if scale is not None:
         if not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ValueError(f"scale is a finite number or None, got {scale!r}")
         return float(scale)
     own = None if encoding is None else encoding.score_scale(dim)
-    return own if own is not None else max(dim, 1) ** -0.5
+    return own if own is not None else 1.0 if mixer == "pointwise" else max(dim, 1) ** -0.5
 
 
 def rate(dropout: float) -> float:

@@ -22,6 +22,7 @@ class Beside(Pairwise):
         self.mixers, self.takes = encoding.mixers, encoding.takes  # type: ignore[misc]
         self.needs_content, self.reads_qk = encoding.needs_content, encoding.reads_qk  # type: ignore[misc]
         self.has_values, self.causal_only = encoding.has_values, encoding.causal_only
+        self.burden = encoding.burden
         self.heads = getattr(encoding, "heads", None)
 
     def score_scale(self, dim: int) -> float | None:
@@ -44,8 +45,8 @@ class Beside(Pairwise):
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
         return self._without(self.encoding.tile(q, k, states, tile), tile)
 
-    def value_width(self) -> int | None:
-        return self.encoding.value_width()
+    def value_width(self, dim: int) -> int | None:
+        return self.encoding.value_width(dim)
 
     def value_term(self, p: Tensor, states: Slices, tile: Tile) -> Tensor | None:
         return self.encoding.value_term(self._without(p, tile), states, tile)

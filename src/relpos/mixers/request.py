@@ -1,7 +1,8 @@
-"""One checked call of softmax attention: what the encoding makes of it, and what tokens that hold NaN may not do."""
+"""One checked call of attention: what the encoding makes of it, and what tokens that hold NaN may not do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Request:
     content: Content = None  # None where the encoding does not read it
     codes: Any = None
     dropout: Dropout | None = None
+    kernels: Callable[[Call, str], Tensor] = choose.run  # what computes a call, by the name of a kernel
 
     def call(self) -> Call:
         """For the kernels: a transform has acted on q and k, a term has prepared its states, key heads are expanded."""
@@ -54,13 +56,13 @@ class Request:
             content = self.content
             kept = content.tensor if isinstance(content, Digest) else None if content is None else term.digest(content)
             states = term.prepare(q, k, self.q_pos, self.k_pos, kept)
-            _check_value_width(term, v)
+            _check_value_width(term, q, v)
         return Call(q, k, v, self.scale, self.mask, term, states, self.q_pos, self.k_pos, self.dropout)
 
     def run(self, kernel: str = "auto") -> Tensor:
         """The output. Finite tokens pay one sum over it, which says whether any of them could be otherwise."""
         call = self.call()
-        out = choose.run(call, kernel)
+        out = self.kernels(call, kernel)
         nothing_to_save = self.mask.full and not out.requires_grad  # every query sees every key
         return out if nothing_to_save or _sound(out) else self._unpoisoned(call, kernel, out)
 
@@ -89,11 +91,11 @@ class Request:
         ).call()
         clean = replace(clean, q=_cleaned(clean.q), k=_cleaned(clean.k))
         lost = self.mask.seeing(bad) | (bad_q & self.mask.seeing(torch.ones_like(bad)))
-        return choose.run(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
+        return self.kernels(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
 
 
-def _check_value_width(term: Pairwise, v: Tensor) -> None:
-    wide = term.value_width()
+def _check_value_width(term: Pairwise, q: Tensor, v: Tensor) -> None:
+    wide = term.value_width(q.shape[-1])
     if wide is not None and v.shape[-1] != wide:
         raise ValueError(
             f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "

@@ -14,11 +14,12 @@ from relpos.features import Features, named, unit
 from relpos.mixers.functional import Window, attention, rate
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention, width_met
+from relpos.mixers.pointwise import check_length, pointwise_attention
 from relpos.mixers.prefix import beside
 from relpos.mixers.stream import Stream
 from relpos.positions import as_positions
 
-MIXERS = ("softmax", "kernelized")
+MIXERS = ("softmax", "kernelized", "pointwise")
 
 
 class SelfAttention(nn.Module):
@@ -36,6 +37,7 @@ class SelfAttention(nn.Module):
                    ones are `feature_count` (default 16), drawn with torch's global generator
     normalize      True: queries and keys of unit length, so that the logits are q.k / temperature (Luo et al. 2021), in
                    either mixer; False: q.k / sqrt(head width); None: as the mixer's method has it
+    length         of mixer="pointwise" (weights silu(score) / length, scale 1): see `relpos.pointwise_attention`
     temperature    divides q.k in kernelised attention, and in softmax attention with normalize
     bias           whether the four projections have a bias
 
@@ -63,6 +65,7 @@ class SelfAttention(nn.Module):
         feature_count: int | None = None,
         normalize: bool | None = None,
         temperature: float = 1.0,
+        length: int | None = None,
     ) -> None:
         super().__init__()
         if mixer not in MIXERS:
@@ -76,7 +79,9 @@ class SelfAttention(nn.Module):
         self.dim, self.heads, self.kv_heads, self.mixer = dim, heads, kv_heads, mixer
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.causal, self.window, self.dropout, self.scale, self.kernel = causal, window, dropout, scale, kernel
-        self.temperature, self.normalize = temperature, normalize
+        self.temperature, self.normalize, self.length = temperature, normalize, check_length(length)
+        if length is not None and mixer != "pointwise":
+            raise ValueError(f'length divides the weights of mixer="pointwise"; mixer={mixer!r} has sums of its own')
         if mixer == "kernelized":
             self._refuse_softmax_only()
             self.features: Features | None = self._features(features, feature_count, encoding, encoding_options)
@@ -152,7 +157,8 @@ class SelfAttention(nn.Module):
 
         prefix: the first so many tokens (a class token) stand outside an additive encoding, and a Transform finds them
         at the position that they are given, which is best 0; q_pos holds one position for each of all tokens.
-        stream: what `self.stream()` returned; x is then the next chunk of a causal sequence, q_pos its positions.
+        stream: what `self.stream()` returned; x is then the next chunk of a causal sequence, q_pos its positions (and
+        k_pos those of its keys, where a query is asked from elsewhere).
         """
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape (batch, n, {self.dim}), got {tuple(x.shape)}")
@@ -171,7 +177,11 @@ class SelfAttention(nn.Module):
         if stream is not None:
             if self.normalize and self.features is None:
                 q, k = unit(q), unit(k)
-            out = stream.step(q, k, v, position=q_pos, key_mask=key_mask, content=x)
+            if k_pos is not None and self.features is not None:
+                raise ValueError("a stream of kernelized attention takes one position a token; leave k_pos out")
+            asked = {} if k_pos is None else {"query": q_pos}
+            own = q_pos if k_pos is None else k_pos
+            out = stream.step(q, k, v, position=own, key_mask=key_mask, content=x, **asked)
         else:
             k_pos = q_pos if context is None and k_pos is None else k_pos
             options: dict[str, Any] = {
@@ -193,10 +203,11 @@ class SelfAttention(nn.Module):
             return linear_attention(
                 q, k, v, encoding, features=self.features, temperature=self.temperature, **options
             )  # fmt: skip
-        dropout = self.dropout if self.training else 0.0
-        return attention(
-            q, k, v, encoding, window=self.window, scale=self.scale, content=content, dropout=dropout, **options
-        )  # fmt: skip
+        options |= {"window": self.window, "scale": self.scale, "content": content}
+        options["dropout"] = self.dropout if self.training else 0.0
+        if self.mixer == "pointwise":
+            return pointwise_attention(q, k, v, encoding, length=self.length, **options)
+        return attention(q, k, v, encoding, **options)
 
     def stream(self, codes: Any = None) -> Stream | KernelStream:
         """A fresh cache for decoding with this layer."""
@@ -204,7 +215,8 @@ class SelfAttention(nn.Module):
         if self.features is not None:
             return KernelStream(encoding, features=self.features, temperature=self.temperature, codes=codes)
         scale = 1 / self.temperature if self.normalize else self.scale
-        return Stream(encoding, scale=scale, window=self.window, codes=codes, kernel=self.kernel)
+        more: dict[str, Any] = {"codes": codes, "kernel": self.kernel, "mixer": self.mixer, "length": self.length}
+        return Stream(encoding, scale=scale, window=self.window, **more)
 
     def _input(
         self, x: Tensor, context: Tensor | None, q_pos: object, k_pos: object, stream: Stream | KernelStream | None

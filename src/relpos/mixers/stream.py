@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform
 from relpos.kernels.call import exactly
 from relpos.mixers.functional import Window, attention, check_key_mask, check_tensors, score_factor
+from relpos.mixers.pointwise import check_length, pointwise_attention
 from relpos.mixers.request import Digest
 from relpos.positions import Position, Positions, as_positions
 
@@ -26,6 +28,7 @@ class Stream:
     codes      what a Transform fixes for the whole sequence; default: made at the first step, for its positions.
                Frequencies that depend on the length (dynamic NTK, LongRoPE) must be fixed for the final length here,
                because keys are cached after the transform.
+    mixer      "softmax", or "pointwise", which needs the length that its weights are divided by
     """
 
     def __init__(
@@ -36,7 +39,14 @@ class Stream:
         window: Window | None = None,
         codes: Any = None,
         kernel: str = "auto",
+        mixer: str = "softmax",
+        length: int | None = None,
     ) -> None:
+        if mixer not in ("softmax", "pointwise"):
+            raise ValueError(f'mixer is "softmax" or "pointwise", got {mixer!r}; KernelStream serves "kernelized"')
+        if mixer == "pointwise" and check_length(length) is None:
+            raise ValueError("weights divided by the number of keys change as keys come; fix length for a stream")
+        self.mixer, self._divisor = mixer, length
         if isinstance(encoding, Absolute):
             raise TypeError(f"{type(encoding).__name__} acts on the input; a stream takes relative encodings or None")
         if not isinstance(encoding, Encoding | None):
@@ -57,12 +67,14 @@ class Stream:
         v: Tensor,
         *,
         position: object = None,
+        query: object = None,
         key_mask: Tensor | None = None,
         content: Tensor | None = None,
     ) -> Tensor:
         """Adds t tokens and returns their outputs, (batch, heads, t, dim_v).
 
         q (batch, heads, t, dim); k, v (batch, kv_heads, t, ..); position: of the new tokens, default: they follow on;
+        query: where queries ask from, if not from there (the time of the request, which no cached key has);
         key_mask (batch, t), True = real; content (batch, t, model_dim) for encodings that read the layer's input.
         """
         batch, _, t, t_k, dim = check_tensors(q, k, v)
@@ -70,15 +82,16 @@ class Stream:
             raise ValueError(f"step takes as many queries as keys, got {tuple(q.shape)} and {tuple(k.shape)}")
         check_key_mask(key_mask, batch, t, q.device)
         new = as_positions(position, t, self.length, "position", q.device, batch)
-        encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim)
+        asked = new if query is None else as_positions(query, t, self.length, "query", q.device, batch)
+        encoding, factor = self.encoding, score_factor(self.scale, self.encoding, dim, self.mixer)
         if isinstance(encoding, Transform):
-            read = encoding.select(new)
-            encoding.check_positions(read)
+            read, from_there = encoding.select(new), encoding.select(asked)
+            encoding.check_positions(read, from_there)
             if self.codes is None:
-                self.codes = encoding.make_codes(read, read)
+                self.codes = encoding.make_codes(from_there, read)
             with exactly(q):
                 q, k = (
-                    encoding.encode_q(q, read, factor, self.codes),
+                    encoding.encode_q(q, from_there, factor, self.codes),
                     encoding.encode_k(k, read, factor, self.codes),
                 )
         keys, values = self._append("k", k, 2), self._append("v", v, 2)
@@ -95,9 +108,10 @@ class Stream:
             content = content if key_mask is None else content.masked_fill(~key_mask.unsqueeze(-1), 0)
             with exactly(q):
                 digest = Digest(self._append("content", encoding.digest(content), 1))
-        out = attention(
+        attend = attention if self.mixer == "softmax" else partial(pointwise_attention, length=self._divisor)
+        out = attend(
             q, keys, values, encoding if isinstance(encoding, Pairwise) else None,
-            q_pos=new, k_pos=places, causal=True, key_mask=seen if padded else None, window=self.window,
+            q_pos=asked, k_pos=places, causal=True, key_mask=seen if padded else None, window=self.window,
             scale=factor, content=digest, kernel=self.kernel,
         )  # fmt: skip
         self.length, self._padded = self.length + t, padded  # last: a step that raises leaves no trace

@@ -62,6 +62,8 @@ def _converted(
             f"{type(old.encoding).__name__} acts on q and k in softmax attention and on their features in kernelised "
             "attention: the weights of one mean nothing in the other; train with the mixer that you want"
         )
+    if "pointwise" in (mixer, old.mixer):
+        raise TypeError("weights without a softmax mean something else: a network of one kind is not one of the other")
     normalize = _normalizes(old)
     if isinstance(features, Features) and features.normalize != normalize:
         raise ValueError(

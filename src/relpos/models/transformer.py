@@ -42,8 +42,8 @@ class Stack(nn.Module):
                       Absolute encodings are added to the input, once.
     expansion         width of the hidden layer of the MLP, in units of dim
     head_dim          width of a head where it is not dim / heads
-    mixer, features, feature_count, normalize, temperature   as in `relpos.SelfAttention`; every layer draws random
-                      features of its own
+    mixer, features, feature_count, normalize, temperature, length   as in `relpos.SelfAttention`; every layer draws
+                      random features of its own
     Weights are N(0, 0.02), residual projections scaled by 1/sqrt(2 depth).
     """
 
@@ -69,6 +69,7 @@ class Stack(nn.Module):
         feature_count: int | None = None,
         normalize: bool | None = None,
         temperature: float = 1.0,
+        length: int | None = None,
     ) -> None:
         super().__init__()
         if min(dim, depth, heads) < 1 or (head_dim is None and dim % heads):
@@ -87,6 +88,7 @@ class Stack(nn.Module):
                 dim, heads, own, mixer, kv_heads=kv_heads, head_dim=head_dim, causal=causal, window=window,
                 dropout=attention_dropout, kernel=kernel, encoding_options=options, features=features,
                 feature_count=feature_count, normalize=normalize, temperature=temperature,
+                length=length,
             )  # fmt: skip
             layers.append(Block(layer, dim, expansion, dropout))
         self.blocks = nn.ModuleList(layers)
@@ -108,18 +110,22 @@ class Stack(nn.Module):
         x: Tensor,
         *,
         positions: object = None,
+        key_positions: object = None,
         key_mask: Tensor | None = None,
         segments: Tensor | None = None,
         streams: list[Stream | KernelStream] | None = None,
     ) -> Tensor:
-        """x (batch, n, dim) to the same shape, normalised. positions, key_mask, segments: as in `relpos.attention`."""
+        """x (batch, n, dim) to the same shape, normalised. positions, key_mask, segments: as in `relpos.attention`.
+
+        key_positions: where tokens stand as keys, if not where they query from (the time of a request).
+        """
         if self.absolute is not None:
             start = streams[0].length if streams else 0
             given = as_positions(positions, x.shape[1], start, "positions", x.device)
             x = self.absolute.add(x, self.absolute.select(given))
         for index, block in enumerate(self.blocks):
             stream = None if streams is None else streams[index]
-            x = block(x, q_pos=positions, key_mask=key_mask, segments=segments, stream=stream)
+            x = block(x, q_pos=positions, k_pos=key_positions, key_mask=key_mask, segments=segments, stream=stream)
         out: Tensor = self.norm(x)
         return out
 
@@ -169,16 +175,19 @@ class Transformer(Stack):
         tokens: Tensor,
         *,
         positions: object = None,
+        key_positions: object = None,
         key_mask: Tensor | None = None,
         segments: Tensor | None = None,
         streams: list[Stream | KernelStream] | None = None,
     ) -> Tensor:
-        """tokens int64 (batch, n) to logits. positions, key_mask, segments: as in `relpos.attention`."""
+        """tokens int64 (batch, n) to logits. positions, key_positions, key_mask, segments: as in `encode`."""
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise ValueError(f"tokens are integers (batch, n), got {tokens.dtype} {tuple(tokens.shape)}")
         x = self.embedding(tokens)
         x = x if self.embedding_scale == 1 else x * self.embedding_scale
-        x = self.encode(x, positions=positions, key_mask=key_mask, segments=segments, streams=streams)
+        x = self.encode(
+            x, positions=positions, key_positions=key_positions, key_mask=key_mask, segments=segments, streams=streams
+        )
         logits: Tensor = x @ self.embedding.weight.T
         return logits
 

@@ -189,7 +189,7 @@ class LagVectors(ContentBias):
         states = lag_states(q_pos, k_pos) | {"keys": State(keys.to(dtype) * self.scale, "whole")}
         return states if values is None else states | {"values": State(values.to(dtype), "whole")}
 
-    def value_width(self) -> int | None:
+    def value_width(self, dim: int) -> int | None:
         return self.dim if self.has_values else None
 
     def _check_range(self, q_pos: Positions, k_pos: Positions) -> None:

@@ -148,7 +148,7 @@ class IRPE(ContentBias):
             states["values"] = State(self.values.to(dtype), "whole")
         return states
 
-    def value_width(self) -> int | None:
+    def value_width(self, dim: int) -> int | None:
         return self.dim if self.has_values else None
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:

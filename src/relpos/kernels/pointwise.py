@@ -1,0 +1,149 @@
+"""Attention whose weights are silu(score) / n: no softmax, so a weight depends on its own pair alone.
+
+    out_i = sum_j silu(scale q_i . k_j + term(i, j)) / n (v_j + value term)
+
+`dense` is the definition; `tiled` computes the same, forward and backward, from tiles of scores, in O(n) memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from relpos.encodings.base import State, States, Tile
+from relpos.kernels import tiles
+from relpos.kernels.call import Call, computing, exactly, once
+from relpos.kernels.choose import SMALL
+from relpos.kernels.dense import scores
+
+KERNELS = ("dense", "tiled")
+
+
+def pick(call: Call, kernel: str = "auto") -> str:
+    if kernel == "auto":
+        return "dense" if call.shape[2] * call.shape[3] <= SMALL else "tiled"
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel is auto, {' or '.join(KERNELS)} in pointwise attention, got {kernel!r}")
+    return kernel
+
+
+def run(call: Call, kernel: str = "auto", length: float | None = None) -> Tensor:
+    """The output of the call; length: what weights are divided by, None for the number of keys."""
+    name = pick(call, kernel)
+    if 0 in call.shape:
+        nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.v))
+        return call.q.new_zeros(*call.shape[:3], call.v.shape[-1]) + nothing
+    by = float(call.shape[3] if length is None else length)
+    return dense(call, by) if name == "dense" else tiled(call, by)
+
+
+def dense(call: Call, length: float) -> Tensor:
+    """O(n_q n_k) memory, differentiable any number of times."""
+    batch, heads, n_q, n_k = call.shape
+    score, states, everything = scores(call)
+    seen = call.mask.block(0, n_q, 0, n_k, score.device)
+    score = score if seen is None else score.masked_fill(~seen, 0)  # silu(0) = 0
+    p = torch.nn.functional.silu(score) / length
+    if call.dropout is not None:
+        p = p * call.dropout.keep(0, batch, heads, 0, n_q, 0, n_k, p.device, p.dtype)
+    out = p @ call.v.to(p.dtype)
+    extra = None if call.term is None else call.term.value_term(p, states, everything)
+    return (out if extra is None else out + extra).to(call.q.dtype)
+
+
+def tiled(call: Call, length: float) -> Tensor:
+    dtype = computing(call.q.dtype)
+    tensors = [state.tensor for state in call.states.values()]
+    q, k, v = (x.to(dtype) for x in (call.q, call.k, call.v))
+    bare = replace(call, q=q.detach(), k=k.detach(), v=v.detach())
+    out: Tensor = _Tiled.apply(bare, length, q, k, v, *tensors)  # type: ignore[no-untyped-call]
+    return out.to(call.q.dtype)
+
+
+def _score(
+    call: Call, scaled: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile
+) -> tuple[Tensor, Tensor | None]:
+    """The scores of one tile, 0 where nothing is to be seen, and where that is."""
+    score = tiles.raw_score(call, scaled, k, slices, tile)
+    seen = call.mask.block(tile.i0, tile.i1, tile.j0, tile.j1, score.device)
+    return (score, None) if seen is None else (score.masked_fill_(~seen, 0), ~seen)
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, length: float, q: Tensor, k: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
+        states = _states(call, tensors)
+        out = q.new_zeros(*call.shape[:3], v.shape[-1])
+        scaled = q * call.scale
+        for (i0, i1), row in tiles.blocks(call):
+            for tile in row:
+                slices = tiles.slices_of(states, tile)
+                score, _ = _score(call, scaled, k, slices, tile)
+                p = torch.nn.functional.silu(score, inplace=True).div_(length)
+                keep = tiles.kept(call, tile, p.dtype)
+                p = p if keep is None else p.mul_(keep)
+                out[:, :, i0:i1] += p @ v[:, :, tile.j0 : tile.j1]
+                extra = None if call.term is None else call.term.value_term(p, slices, tile)
+                if extra is not None:
+                    out[:, :, i0:i1] += extra
+        ctx.save_for_backward(q, k, v, *tensors)
+        ctx.call, ctx.length = call, length
+        return out
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *tensors = ctx.saved_tensors
+        call: Call = ctx.call
+        states = _states(call, tensors)
+        wanted = {n for n, need in zip(states, ctx.needs_input_grad[5:], strict=True) if need}
+        total = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
+        dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
+        with exactly(grad):
+            for tile in (tile for _, row in tiles.blocks(call) for tile in row):
+                _backward_tile(call, tile, (q * call.scale, k, v, grad), ctx.length, states, wanted, total, dstates)
+        return None, None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
+
+
+def _states(call: Call, tensors: Any) -> States:
+    return {n: State(t, s.along, s.axis) for (n, s), t in zip(call.states.items(), tensors, strict=True)}
+
+
+def _backward_tile(
+    call: Call,
+    tile: Tile,
+    saved: tuple[Tensor, ...],
+    length: float,
+    states: States,
+    wanted: set[str],
+    total: dict[str, Tensor],
+    dstates: dict[str, Tensor],
+) -> None:
+    """Adds one tile's share to the gradients of q, k, v and the states."""
+    scaled, k, v, grad = saved
+    rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
+    slices = tiles.slices_of(states, tile)
+    g = grad[:, :, rows]
+    score, hidden = _score(call, scaled, k, slices, tile)
+    gate = torch.sigmoid(score)
+    p = score * gate / length
+    keep = tiles.kept(call, tile, p.dtype)
+    p = p if keep is None else p * keep
+    total["v"][:, :, keys] += p.mT @ g
+    dp = g @ v[:, :, keys].mT
+    found: dict[str, Tensor] = {}
+    if call.term is not None and call.term.has_values:
+        found = tiles.values_gradient(call, g, p, slices, tile, wanted)
+        dp += found.pop("p")
+    dp = dp if keep is None else dp.mul_(keep)
+    dscore = dp.mul_((1 - gate).mul_(score).add_(1).mul_(gate)).div_(length)
+    dscore = dscore if hidden is None else dscore.masked_fill_(hidden, 0)
+    total["q"][:, :, rows] += dscore @ k[:, :, keys] * call.scale
+    total["k"][:, :, keys] += dscore.mT @ scaled[:, :, rows]
+    tiles.add(found, tile, states, wanted, total, dstates)
+    if call.term is not None and (wanted or call.term.reads_qk):
+        more = tiles.term_gradient(call, dscore, k, slices, tile, wanted)
+        tiles.add(more, tile, states, wanted, total, dstates)
