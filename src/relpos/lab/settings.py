@@ -20,6 +20,7 @@ class Settings:
     (`sweep_steps` steps each, first seed, judged on the validation split) before its real training.
     threads: of each training, which sums depend on; several models are trained side by side instead.
     budget: minutes for everything, or None; when given it may lower `steps`, alike for all encodings.
+    recipe: what a long training on large data does otherwise than the usual small one; see `relpos.lab.recipe`.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Settings:
     model: dict[str, object] = field(default_factory=dict)
     task_options: dict[str, object] = field(default_factory=dict)
     preset: str = "demo"
+    recipe: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("encodings", "seeds", "rates"):
@@ -67,8 +69,9 @@ class Settings:
         return contestant.encoding, labels.merged(self.model, contestant.options)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON types, in the order of the fields."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain JSON types, in the order of the fields; an empty recipe is left out."""
+        stored = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in stored.items() if name != "recipe" or value}
 
     @classmethod
     def from_dict(cls, stored: dict[str, object]) -> Settings:
@@ -104,6 +107,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"dim": 64, "depth": 2, "heads": 2},
     },
 }
+
+
+def usual_preset(sizes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The preset where none is named: "demo", or the first of a task that has others but no "demo"."""
+    return "demo" if "demo" in sizes or not sizes else next(iter(sizes))
 
 
 def preset(

@@ -19,6 +19,7 @@ licence, counts), ``split`` (side -> int64 array; sides "train", "validation" wh
 | bible-en-es, parallel | `Parallel` | ``source``, ``target`` (`Blob` each, UTF-8, aligned) |
 | fashion-mnist, mnist, mnist5k | `Images` | ``pixels`` (count, h, w) uint8, ``labels``, ``classes`` |
 | cifar10, cifar100, lra-pathfinder | `Images` | as above; colour has pixels (count, h, w, 3) |
+| openclipart, folder | `Images` | as above; files that cannot be read are left out and counted on the card |
 
 A `Blob` packs byte strings: ``blob[i]`` is a uint8 view, ``blob.text(i)`` a str, ``len(blob)``, ``blob.lengths``.
 
