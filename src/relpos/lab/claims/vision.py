@@ -79,17 +79,17 @@ KEPT = 0.02
 
 _COMMON = {
     "datasets": ["fashion-mnist", "openclipart"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2],
-    "batch": 64, "rates": [1.5e-3, 5e-3], "patch": 4, "ratio": 4, "groups": 8, "heads": 4, "cells": [-3, -2, 2, 4],
+    "batch": 64, "rates": [2e-3, 5e-3, 1.2e-2], "patch": 4, "ratio": 4, "groups": 8, "heads": 4, "cells": [-3, -2, 2, 4],
 }  # fmt: skip
 presets: dict[str, dict[str, Any]] = {
     "quick": {
         **_COMMON, "datasets": ["mnist5k"], "attention": ["mnist5k"], "seeds": [0], "steps": 2, "attention_steps": 2,
-        "batch": 4, "rates": [1.5e-3], "sweep_steps": 0, "dim": 16, "depth": 1, "attention_depth": 1,
+        "batch": 4, "rates": [2e-3], "sweep_steps": 0, "dim": 16, "depth": 1, "attention_depth": 1,
         "judged": [4, 8], "attention_judged": [4, 8], "cells": [-2, 1],
     },
     "demo": {
-        **_COMMON, "datasets": ["fashion-mnist"], "seeds": [0, 1], "steps": 300, "attention_steps": 150, "rates": [5e-3],
-        "sweep_steps": 0, "dim": 48, "depth": 4, "attention_depth": 3, "judged": [500, 1000],
+        **_COMMON, "datasets": ["fashion-mnist"], "seeds": [0, 1], "steps": 300, "attention_steps": 150,
+        "rates": [5e-3], "sweep_steps": 0, "dim": 48, "depth": 4, "attention_depth": 3, "judged": [500, 1000],
         "attention_judged": [500, 500],
     },
     "results": {
@@ -124,7 +124,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """accuracy: size -> that of each seed, () where there is none; mixing: parameters that make the spatial matrices."""
+    """accuracy: size -> that of each seed, () where there is none; mixing: parameters that make spatial matrices."""
 
     accuracy: Mapping[int, tuple[float, ...]]
     parameters: int
