@@ -25,9 +25,7 @@ class Difference:
     def of(cls, first: Sequence[float], second: Sequence[float]) -> Difference:
         """Of values of the same seeds in the same order. ValueError where they cannot be paired."""
         if len(first) != len(second) or not first:
-            raise ValueError(
-                f"differences pair the same seeds, at least one; got {len(first)} and {len(second)}"
-            )
+            raise ValueError(f"differences pair the same seeds, at least one; got {len(first)} and {len(second)}")
         each = [a - b for a, b in zip(first, second, strict=True)]
         if len(each) == 1:
             return cls(each[0], None)

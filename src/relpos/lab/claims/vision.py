@@ -79,7 +79,8 @@ KEPT = 0.02
 
 _COMMON = {
     "datasets": ["fashion-mnist", "openclipart"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2],
-    "batch": 64, "rates": [2e-3, 5e-3, 1.2e-2], "patch": 4, "ratio": 4, "groups": 8, "heads": 4, "cells": [-3, -2, 2, 4],
+    "batch": 64, "rates": [2e-3, 5e-3, 1.2e-2], "patch": 4, "ratio": 4, "groups": 8, "heads": 4,
+    "cells": [-3, -2, 2, 4],
 }  # fmt: skip
 presets: dict[str, dict[str, Any]] = {
     "quick": {
@@ -244,7 +245,8 @@ def conclude(found: Sequence[Found], s: Mapping[str, Any]) -> Finding:
     }
     method = (__doc__ or "").split("\n\n", 1)[1].strip()
     body = vision_page.body(found, asked, kept, s, method)
-    return Finding(judged(gates, asked), _verdict(asked, kept), numbers, body, vision_page.pictures(found))
+    verdict = _verdict(asked, kept, len(s["cells"]))
+    return Finding(judged(gates, asked), verdict, numbers, body, vision_page.pictures(found))
 
 
 def differences(found: Found) -> dict[str, Difference | None]:
@@ -285,13 +287,15 @@ def _lost(home: Sequence[float], there: Sequence[float]) -> float:
 
 
 def _verdict(
-    asked: Mapping[str, Mapping[str, Difference | None]], kept: Mapping[str, Mapping[str, Sequence[int]]]
+    asked: Mapping[str, Mapping[str, Difference | None]], kept: Mapping[str, Mapping[str, Sequence[int]]], others: int
 ) -> str:
     sentences = []
     for dataset, own in asked.items():
         said = [f"{question} {'no number' if d is None else d.text()}" for question, d in own.items()]
-        sentences.append(f"Accuracy on {dataset} in points, with 95% intervals over the seeds: {'; '.join(said)}.")
+        sentences.append(f"Points of accuracy on {dataset}, with 95% intervals over the seeds: {'; '.join(said)}.")
     for part, rows in kept.items():
-        said = [f"{key} {', '.join(map(str, sizes)) or 'none'}" for key, sizes in rows.items()]
-        sentences.append(f"Sizes that are survived, {part}: {'; '.join(said)}.")
+        everywhere = [key for key, sizes in rows.items() if len(sizes) == others]
+        sentences.append(
+            f"At all {others} other sizes {part} keeps its accuracy with: {', '.join(everywhere) or 'none'}."
+        )
     return " ".join(sentences)
