@@ -73,6 +73,15 @@ def test_a_training_by_a_recipe_that_was_stopped_ends_as_one_that_was_not(tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
 
 
+@pytest.mark.parametrize("parts", [2, 3, 9])
+def test_a_batch_in_parts_makes_the_same_step(parts: int, tmp_path: Path) -> None:
+    still = {"dropout": 0.0}  # a mask is drawn for each part
+    calm = {"eps": 1e-2}  # else AdamW makes a whole step of what is rounding in a gradient of 0
+    whole = train(tmp_path / "a", settings(recipe=calm, model=still), 3)
+    split = train(tmp_path / "b", settings(recipe={**calm, "parts": parts}, model=still), 3)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole.parameters(), split.parameters()))
+
+
 class Numbered:
     """Batch j of size s holds the rows j s .. (j + 1) s."""
 
@@ -93,8 +102,10 @@ def test_the_shares_of_all_devices_are_the_whole_batch(loaders: int) -> None:
     assert torch.equal(state, torch.get_rng_state())
     for step, shares in enumerate(zip(*parts), start=2):
         assert torch.equal(torch.cat(shares), Numbered().batch(step, 0, 6))
-    with pytest.raises(LabError, match="cannot be shared out among 4"):
-        next(batches(Numbered(), 0, 6, 0, 1, 0, 0, 4))
+    with pytest.raises(LabError, match="batch of 6 cannot be shared out among 4"):
+        Recipe(devices=4).check(6)
+    with pytest.raises(LabError, match="at least one device and one part"):
+        Recipe(parts=0).check(6)
 
 
 def test_the_learning_rate_starts_and_ends_where_it_is_told() -> None:
@@ -121,6 +132,9 @@ def test_a_task_without_a_demo_begins_with_its_first_preset() -> None:
     own = {"paper": {"steps": 7, "rates": (1e-3,), "budget": None}, "quick": {}}
     assert usual_preset(own) == "paper" and usual_preset({}) == "demo" and usual_preset({"x": {}, "demo": {}}) == "demo"
     assert preset("paper", "toy", ("toy_slope",), own).steps == 7
+    own["paper"]["recipe"] = {"devices": "auto", "epochs": 3}
+    changed = preset("paper", "toy", ("toy_slope",), own, recipe={"devices": 1})
+    assert changed.recipe == {"devices": 1, "epochs": 3}
 
 
 def test_the_command_takes_data_and_the_one_encoding_of_a_preset(tmp_path: Path) -> None:

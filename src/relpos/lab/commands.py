@@ -53,6 +53,14 @@ Data = Annotated[
 Mixer = Annotated[
     str | None, typer.Option(help="softmax or kernelized, for all contestants; short for --model mixer=...")
 ]
+Recipe = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe",
+        metavar="KEY=VALUE",
+        help="Field of the recipe of a long training, such as devices=2, parts=8 or epochs=100; may be repeated.",
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Models trained side by side; one a core by default.")]
@@ -99,6 +107,7 @@ def train(
     mixer: Mixer = None,
     task_option: TaskOption = None,
     data: Data = None,
+    recipe: Recipe = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -112,7 +121,7 @@ def train(
     own, preset = known_presets(task), preset or usual_preset(known_presets(task))
     chosen = (contestant(encoding or only_encoding(task, own.get(preset, {}))),)
     seeds = tuple(own.get(preset, {}).get("seeds", (0,)))[:1] if seed is None else (seed,)
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": seeds}
+    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": seeds, **recipe_of(recipe)}
     plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{slug(chosen[0].label)}"), fresh, None, save_every, workers)
 
@@ -132,6 +141,7 @@ def compare(
     mixer: Mixer = None,
     task_option: TaskOption = None,
     data: Data = None,
+    recipe: Recipe = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -150,7 +160,7 @@ def compare(
     """
     chosen = None if encodings is None else tuple(contestant(word) for word in split(encodings))
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": whole}
+    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": whole, **recipe_of(recipe)}
     preset = preset or usual_preset(known_presets(task))
     plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{preset}"), fresh, markdown, save_every, workers)
@@ -181,6 +191,16 @@ def sizes(
     words = [*(model or []), *([f"mixer={mixer}"] if mixer else [])]
     chosen = None if rates is None else tuple(numbers(rates, float, "rates"))
     return {"steps": steps, "budget": budget, "batch": batch, "rates": chosen, "model": assignments(words) or None}
+
+
+def recipe_of(words: list[str] | None) -> dict[str, Any]:
+    """What is said of the recipe, as changes of a preset; LabError for a field that there is not."""
+    if not words:
+        return {}
+    from relpos.lab.recipe import Recipe as Fields
+
+    Fields.of(assignments(words))
+    return {"recipe": assignments(words)}
 
 
 def with_data(options: list[str] | None, data: Path | None) -> list[str] | None:

@@ -79,6 +79,8 @@ def by_length(results: Results, metric: Metric) -> Figure:
         )
         lowest = min(lowest, *(mean for _, _, mean in known))
     _baseline(axes, results, metric, results.opening)
+    if results.lengths[0] < results.train_length:  # else it is where the lines begin
+        axes.axvline(results.train_length, color=GREY, linewidth=1, linestyle=":", label=results.measure.trained)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(results.lengths)))
     axes.xaxis.set_major_formatter(ScalarFormatter())

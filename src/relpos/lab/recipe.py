@@ -31,6 +31,7 @@ class Recipe:
     average       decay of an average of the weights, which is what is evaluated; None for the weights themselves
     precision     as Lightning has it: "32-true", "bf16-mixed"; "auto" is bf16 on a GPU that has it, else float32
     devices       how many, or "auto" for all GPUs; a batch is shared out among them
+    parts         a device takes its batch in so many parts, one after the other: less memory for the same step
     loaders       processes of each device that make batches ahead; 0 makes them where the training runs
     """
 
@@ -42,6 +43,7 @@ class Recipe:
     average: float | None = None
     precision: str = "32-true"
     devices: int | str = 1
+    parts: int = 1
     loaders: int = 0
 
     @classmethod
@@ -60,6 +62,16 @@ class Recipe:
         if self.devices == "auto":
             return max(1, torch.cuda.device_count())
         return int(self.devices)
+
+    def check(self, batch: int) -> None:
+        """LabError where a batch of this size cannot be shared out among the devices and their parts."""
+        if self.parts < 1 or self.count() < 1:
+            raise LabError(f"a recipe has at least one device and one part, got {self.devices} and {self.parts}")
+        if batch % self.count():
+            raise LabError(
+                f"a batch of {batch} cannot be shared out among {self.count()} devices; give a multiple, or "
+                "--recipe devices=1"
+            )
 
     def fabric(self) -> Fabric:
         """Lightning's view of the devices: one, or several in processes that are spawned."""
@@ -117,8 +129,6 @@ class _Batches(Dataset):
     """Batch number i of a run, as this device sees it: its rows are a share of the whole batch's."""
 
     def __init__(self, task: Any, seed: int, size: int, rank: int, world: int) -> None:
-        if size % world:
-            raise LabError(f"a batch of {size} cannot be shared out among {world} devices; give a multiple")
         self._task, self._seed, self._size, self._rank, self._world = task, seed, size // world, rank, world
 
     def __getitem__(self, step: int) -> Any:

@@ -124,8 +124,8 @@ def preset(
     """Settings of a named preset, with a task's own sizes over it and the given changes over both.
 
     A preset that only the task knows is filled up from "results".
-    None among the changes means "as the preset has it"; `model` is merged key by key. Steps given without a budget
-    are kept, whatever time they take; one rate given needs no sweep.
+    None among the changes means "as the preset has it"; `model` and `recipe` are merged key by key. Steps given without
+    a budget are kept, whatever time they take; one rate given needs no sweep.
     """
     own = sizes or {}
     if name not in PRESETS and name not in own:
@@ -136,6 +136,7 @@ def preset(
     if "steps" in given and "budget" not in given:
         values["budget"] = None
     given["model"] = labels.merged(values["model"], given.get("model", {}))
+    given["recipe"] = labels.merged(values.get("recipe", {}), given.get("recipe", {}))
     values |= given
     if len(values["rates"]) == 1:
         values["sweep_steps"] = 0

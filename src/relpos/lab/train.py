@@ -145,6 +145,7 @@ def train_model(
     Where the settings have a recipe for several devices, a process of its own trains on each.
     """
     recipe = Recipe.of(settings.recipe)
+    recipe.check(settings.batch)
     arguments = (task, settings, encoding, seed, rate, steps, folder)
     if recipe.count() == 1:
         return _train(recipe.fabric(), *arguments, progress, save_every)
@@ -157,12 +158,16 @@ def train_model(
     return _train(Recipe.of({**settings.recipe, "devices": 1}).fabric(), *arguments, progress, save_every)
 
 
-def _train_one_of_several(device: Fabric, arguments: tuple[Any, ...], save_every: float) -> str:
+Arguments = tuple[Any, Settings, str, int, float, int, Path]
+"""Task, settings, encoding, seed, rate, steps and folder."""
+
+
+def _train_one_of_several(device: Fabric, arguments: Arguments, save_every: float) -> str:
     """A process of several; the first tells of its progress by lines."""
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
-            _train(device, *arguments, progress=step, save_every=save_every)
+            _train(device, *arguments, step, save_every)
     except KeyboardInterrupt:
         return "stopped"
     return "done"
@@ -273,6 +278,29 @@ def _any(device: Fabric, here: bool) -> bool:
     return bool(device.all_reduce(torch.tensor(float(here), device=device.device), reduce_op="sum"))
 
 
+def _backward(device: Fabric, task: Any, model: Any, batch: Any, parts: int) -> float:
+    """Adds the gradients of a batch, in parts where asked, and returns its loss over all devices.
+
+    Where the loss is no finite number there may be no gradients.
+    """
+    if parts == 1 and device.world_size == 1:
+        loss = task.loss(model, batch)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            device.backward(loss)
+        return value
+    whole = batch if isinstance(batch, tuple | list) else (batch,)
+    pieces = list(zip(*(tensor.chunk(parts) for tensor in whole)))
+    total = torch.zeros((), device=device.device)
+    for index, piece in enumerate(pieces):
+        share = len(piece[0]) / len(whole[0])
+        with device.no_backward_sync(model, enabled=device.world_size > 1 and index + 1 < len(pieces)):
+            loss = share * task.loss(model, piece if isinstance(batch, tuple | list) else piece[0])
+            device.backward(loss)
+        total += loss.detach()
+    return float(total if device.world_size == 1 else device.all_reduce(total, reduce_op="mean"))
+
+
 def _step(
     device: Fabric,
     task: Any,
@@ -291,14 +319,11 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     begin = time.perf_counter()
-    loss = task.loss(model, batch)
-    mean = loss.detach() if device.world_size == 1 else device.all_reduce(loss.detach(), reduce_op="mean")
-    value = float(mean)
+    value = _backward(device, task, model, batch, recipe.parts)
     if math.isfinite(value):
-        device.backward(loss)
         device.clip_gradients(model, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - begin
     line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
     return {**line, "seconds": seconds, pace(task): device.world_size * amount(task, batch)}
