@@ -10,17 +10,12 @@ the inputs ready. "explicit" is the way of the released code, written here: one 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measure import fresh, machine, peak, ratio, turns
 from torch import Tensor, nn
 
 import relpos as rp
@@ -85,50 +80,6 @@ def contestant(name: str, n: int, batch: int = 1) -> Callable[[], None]:
     return work
 
 
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak(name: str, n: int) -> float:
-    """MiB over what the process had with the inputs ready."""
-    work, before, highest, done = contestant(name, n), resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.0005):
-            highest = max(highest, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(1 if name == "explicit" else 3):
-        work()
-    done.set()
-    watcher.join()
-    return max(highest - before, 0) / 2**20
-
-
-def fresh_peak(name: str, n: int) -> float:
-    command = [sys.executable, __file__, "--peak", name, "--length", str(n)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def times(names: list[str], n: int, rounds: int) -> dict[str, list[float]]:
-    works = {name: contestant(name, n) for name in names}
-    for name, work in works.items():
-        if name != "explicit":
-            work()
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name, work in works.items():
-            if name == "explicit" and turn >= SLOW_ROUNDS:
-                continue
-            begin = time.perf_counter()
-            work()
-            found[name].append(time.perf_counter() - begin)
-    return found
-
-
 def page(rounds: int) -> str:
     parts = [
         "# Attention with labels of structure: time and memory",
@@ -139,19 +90,19 @@ def page(rounds: int) -> str:
     ]
     for n in (512, 1024, 3072):
         names = [name for name in NAMES if name != "explicit" or n <= EXPLICIT_LONGEST]
-        spent = times(names, n, rounds if n < 3072 else 5)
+        works = {name: contestant(name, n) for name in names}
+        spent = turns(works, rounds if n < 3072 else 5, once=("explicit",), few=SLOW_ROUNDS)
         rows = ["| encoding | time | times none | peak memory | more than none |", "|---|---:|---:|---:|---:|"]
-        base = fresh_peak("none", n)
+        base = fresh(__file__, "--peak", "none", "--length", str(n))
         for name in names:
-            ratio = statistics.median(a / b for a, b in zip(spent[name], spent["none"], strict=False))
-            more = fresh_peak(name, n)
+            slower = ratio(spent[name], spent["none"])
+            more = fresh(__file__, "--peak", name, "--length", str(n))
             rows.append(
-                f"| {name} | {1e3 * statistics.median(spent[name]):.1f} ms | {ratio:.2f} | {more:.0f} MiB | "
+                f"| {name} | {1e3 * statistics.median(spent[name]):.1f} ms | {slower:.2f} | {more:.0f} MiB | "
                 f"{more - base:+.0f} MiB |"
             )
         parts += [f"## T = {n}", "\n".join(rows)]
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    return "\n\n".join([*parts, f"Machine: {machine}. Command: `python benchmarks/structure.py`."]) + "\n"
+    return "\n\n".join([*parts, f"Machine: {machine()}. Command: `python benchmarks/structure.py`."]) + "\n"
 
 
 def main() -> None:
@@ -162,7 +113,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     if given.peak:
-        print(peak(given.peak, given.length))
+        print(peak(contestant(given.peak, given.length), 1 if given.peak == "explicit" else 3))
         return
     text = page(given.rounds)
     print(text)

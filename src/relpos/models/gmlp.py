@@ -105,14 +105,14 @@ class GMLP(Sized):
         return y
 
     def resize(self, image: int | Sequence[int]) -> GMLP:
-        """A new network for images of another size, with copies of the weights; see `gates.resized` for the gates."""
+        """A new network for images of another size, with copies of the weights; and each gate's own `resize`."""
         size = sides("image", image)
-        old, new = self.grid, self.patches.grid(size)
+        new = self.patches.grid(size)
         other = copy.deepcopy(self)
         other.image = size
         for block in other.blocks:
             assert isinstance(block, GatedBlock)
-            block.gate = resized(block.gate, old, new)
+            block.gate = resized(block.gate, new)
         return other
 
 

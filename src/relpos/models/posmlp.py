@@ -229,7 +229,7 @@ class PosMLP(Sized):
             assert isinstance(stage, Stage)
             for block in stage.blocks:
                 assert isinstance(block, GatedBlock)
-                block.gate = resized(block.gate, stage.window, window)
+                block.gate = resized(block.gate, window)
             stage.window = window
         return other
 

@@ -22,7 +22,7 @@ from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.spectrum import ELEMENTS, Scratch, fast_length, generator_of, spectrum, spread
 
-GROUP = 16  # features whose rows are kept at a time
+GROUP = 12  # features whose rows are kept at a time
 MADE = 2**16  # features made at a time, over all batch rows and heads
 GRAIN = 512  # rows that share one estimate of the FFT's rounding
 NEAR = 64  # lags on either side that a two-sided sum takes directly

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from relpos.lab.bench import literal, ours, rivals, spe
+from relpos.lab.bench import literal, ours, rivals, spe, transforms
 from relpos.lab.bench.ours import Make
 from relpos.lab.bench.problem import Prepared, Problem, Refused
 from relpos.lab.errors import unknown
@@ -80,6 +80,7 @@ LINEAR = {
         Contestant("linear-t5", "relpos linear, T5 buckets", ours.linear(ours.t5_bias)),
         Contestant("linear-alibi", "relpos linear, ALiBi", ours.linear(ours.alibi_bias)),
         Contestant("linear-free", "relpos linear, free table of 2n-1 lags", ours.linear(ours.free), deep=True),
+        Contestant("transforms", "the Fourier transforms of that free table alone", transforms.make),
         Contestant("literal", "all features in one FFT, free table", literal.make, holds=literal.holds, longest=8192),
         Contestant("softmax", "fused SDPA, no bias", rivals.unbiased, longest=16384),
         Contestant("softmax-bias", "SDPA + gathered n x n bias", rivals.materialised, heavy=5, slow=True, longest=4096),

@@ -61,7 +61,9 @@ def _free(timings: list[Row]) -> Iterator[Goal]:
         if n in literal:
             yield goal(f"{words}, forward + backward, n = {n}: times faster than literal", 3, literal[n], least=True)
     for backward in (False, True):
-        yield from _slope(timings, "linear-free", words, False, backward, None)
+        floor = _exponent([r for r in timings if r["contestant"] == "transforms" and _is(r, False, backward)])
+        alone = "" if floor is None else f" (of its transforms alone: {floor:.2f})"
+        yield from _slope(timings, "linear-free", words, False, backward, None, alone)
 
 
 def over(timings: list[Row], other: str, name: str, causal: bool, backward: bool) -> dict[int, float]:
@@ -82,18 +84,24 @@ def crossover(faster: dict[int, float]) -> float | None:
 
 
 def _slope(
-    timings: list[Row], name: str, words: str, causal: bool, backward: bool, around: float | None
+    timings: list[Row], name: str, words: str, causal: bool, backward: bool, around: float | None, note: str = ""
 ) -> Iterator[Goal]:
     rows = [r for r in timings if r["contestant"] == name and _is(r, causal, backward) and r["n"] >= STEEP]
-    found = slope([r["n"] for r in rows], [r["seconds"] for r in rows])
+    found = _exponent(rows)
     if found is None or max(r["n"] for r in rows) < LONG:
         return
     way = _way(causal, backward)
     span = f"n = {min(r['n'] for r in rows)} to {max(r['n'] for r in rows)}"
     if around is None:
-        yield goal(f"{words}, {way}, {span}: exponent of n in time", 1.15, found)
+        yield goal(f"{words}, {way}, {span}: exponent of n in time{note}", 1.15, found)
     else:
         yield goal(f"{words}, {way}, {span}: exponent of n in time, distance from 1", around, abs(found - 1))
+
+
+def _exponent(rows: list[Row]) -> float | None:
+    """The slope of log(time) against log(n) from `STEEP` on."""
+    long = [r for r in rows if r["n"] >= STEEP]
+    return slope([r["n"] for r in long], [r["seconds"] for r in long])
 
 
 def _memory(rows: list[Row]) -> Iterator[Goal]:
