@@ -47,10 +47,10 @@ statement = (
 )
 GATES = {
     "SGU": "nope",
-    "LRPE, 1 group": "lrpe[groups=1]",
-    "LRPE, groups": "lrpe[groups={groups}]",
-    "GQPE, 1 group": "gqpe[groups=1]",
-    "GQPE, groups": "gqpe[groups={groups}]",
+    "LRPE single": "lrpe[groups=1]",
+    "LRPE in groups": "lrpe[groups={groups}]",
+    "GQPE single": "gqpe[groups=1]",
+    "GQPE in groups": "gqpe[groups={groups}]",
 }
 """Title -> contestant, with settings in braces; all in gMLP."""
 ATTENTION = {
@@ -67,14 +67,14 @@ ATTENTION = {
 """All in the ViT; log-CPB with the cosine attention that it was made for. As a bias of attention, the table of LRPE is
 Swin's with the sign of the lag turned round, so that one row stands for both; the form of GQPE is added as it is."""
 QUESTIONS = (
-    ("PoSGU (LRPE) against SGU", "LRPE, groups", "SGU", True),
-    ("PoSGU (GQPE) against SGU", "GQPE, groups", "SGU", True),
-    ("groups against one, LRPE", "LRPE, groups", "LRPE, 1 group", True),
-    ("groups against one, GQPE", "GQPE, groups", "GQPE, 1 group", True),
-    ("GQPE against LRPE", "GQPE, groups", "LRPE, groups", False),
-    ("GQPE against LRPE, 1 group", "GQPE, 1 group", "LRPE, 1 group", False),
+    ("LRPE in groups", "SGU", True),
+    ("GQPE in groups", "SGU", True),
+    ("LRPE in groups", "LRPE single", True),
+    ("GQPE in groups", "GQPE single", True),
+    ("GQPE in groups", "LRPE in groups", False),
+    ("GQPE single", "LRPE single", False),
 )
-"""What is asked, of whom, against whom, and whether the claim says that the first is better."""
+"""Who is asked about, against whom, and whether the claim says that the first is better."""
 KEPT = 0.02
 
 _COMMON = {
@@ -252,9 +252,9 @@ def conclude(found: Sequence[Found], s: Mapping[str, Any]) -> Finding:
 def differences(found: Found) -> dict[str, Difference | None]:
     """Question -> difference of the accuracies at the training size; None where one of the two has no number."""
     asked = {}
-    for question, first, second, _ in QUESTIONS:
+    for first, second, _ in QUESTIONS:
         pair = [found.rows[key].accuracy[found.side] if key in found.rows else () for key in (first, second)]
-        asked[question] = Difference.of(*pair) if all(pair) else None
+        asked[f"{first} against {second}"] = Difference.of(*pair) if all(pair) else None
     return asked
 
 
@@ -262,8 +262,8 @@ def judged(gates: Sequence[Found], asked: Mapping[str, Mapping[str, Difference |
     """Whether the claim holds, by the rule of the module."""
     signs = []
     for each in gates:
-        for question, first, second, claimed in QUESTIONS:
-            difference = asked[each.part.dataset][question]
+        for first, second, claimed in QUESTIONS:
+            difference = asked[each.part.dataset][f"{first} against {second}"]
             if not claimed or difference is None or difference.sign is None:
                 signs += [0] * claimed
                 continue
