@@ -95,8 +95,8 @@ def _size_section(found: Sequence[Found], kept: Kept) -> str:
                 rows[f"*{title}*"] = [*cells, ""]
         parts.append(f"### {named(each)}\n\n" + markdown_table("encoding", [*heads, "survives"], rows))
     parts.append(
-        "In the picture, dashed: 2 points lost. Accuracy in %, mean over the seeds, ± standard deviation at the training "
-        "size; in brackets the change against it in points. Survives: at most 2 points lost."
+        "In the picture, dashed: 2 points lost. Accuracy in %, mean over the seeds, ± standard deviation at the "
+        "training size; in brackets the change against it in points. Survives: at most 2 points lost."
     )
     refused = [f"{named(each)}, {key}: {row.why}" for each in found for key, row in each.rows.items() if row.why]
     return "\n\n".join(parts + ([f"Refused: {'; '.join(refused)}."] if refused else []))
