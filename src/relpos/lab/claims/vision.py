@@ -79,32 +79,32 @@ KEPT = 0.02
 
 _COMMON = {
     "datasets": ["fashion-mnist", "openclipart"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2],
-    "batch": 64, "rates": [2e-3, 5e-3, 1.2e-2], "patch": 4, "ratio": 4, "groups": 8, "heads": 4,
-    "cells": [-3, -2, 2, 4],
+    "batch": 32, "rates": [1e-3, 3e-3, 9e-3], "shift": 0, "patch": 4, "dim": 48, "ratio": 4, "groups": 8, "heads": 4,
+    "depth": 4, "attention_depth": 3, "cells": [-3, -2, 2, 4],
 }  # fmt: skip
 presets: dict[str, dict[str, Any]] = {
     "quick": {
         **_COMMON, "datasets": ["mnist5k"], "attention": ["mnist5k"], "seeds": [0], "steps": 2, "attention_steps": 2,
-        "batch": 4, "rates": [2e-3], "sweep_steps": 0, "dim": 16, "depth": 1, "attention_depth": 1,
-        "judged": [4, 8], "attention_judged": [4, 8], "cells": [-2, 1],
+        "batch": 4, "rates": [3e-3], "sweep_steps": 0, "dim": 16, "depth": 1, "attention_depth": 1, "judged": [4, 8],
+        "attention_judged": [4, 8], "cells": [-2, 1],
     },
     "demo": {
-        **_COMMON, "datasets": ["fashion-mnist"], "seeds": [0, 1], "steps": 300, "attention_steps": 150,
-        "rates": [5e-3], "sweep_steps": 0, "dim": 48, "depth": 4, "attention_depth": 3, "judged": [500, 1000],
-        "attention_judged": [500, 500],
+        **_COMMON, "datasets": ["fashion-mnist"], "seeds": [0, 1], "steps": 600, "attention_steps": 300,
+        "rates": [5e-3], "sweep_steps": 0, "judged": [500, 1000], "attention_judged": [500, 500],
     },
     "results": {
-        **_COMMON, "steps": 600, "attention_steps": 300, "sweep_steps": 80, "dim": 48, "depth": 4,
-        "attention_depth": 3, "judged": [500, 2000], "attention_judged": [500, 1500],
+        **_COMMON, "steps": 1200, "attention_steps": 900, "sweep_steps": 150, "judged": [500, 4000],
+        "attention_judged": [500, 2000],
     },
     "full": {
-        **_COMMON, "steps": 5000, "attention_steps": 4000, "sweep_steps": 300, "dim": 48, "depth": 4,
-        "attention_depth": 3, "judged": [2000, 10000], "attention_judged": [1000, 5000],
+        **_COMMON, "steps": 8000, "attention_steps": 6000, "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000],
+        "attention_judged": [1000, 5000],
     },
 }  # fmt: skip
 """datasets: of the gates; attention: data sets of the ViT, [] for none; paths: folder by data set, for those that the
-user has; cells: by how many patches a side the other sizes differ; judged: pictures of validation and of test; the rest
-as its name says. full takes up to 4 hours on two cores, estimated from the time of a step; it goes on where stopped."""
+user has; cells: by how many patches a side the other sizes differ; shift: of training pictures, in pixels; judged:
+pictures of validation and of test; the rest as its name says. full takes up to 4 hours on two cores, estimated from the
+time of a step; it goes on where stopped."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,11 @@ def parts(s: Mapping[str, Any]) -> list[Part]:
 
 def images(s: Mapping[str, Any], part: Part) -> Images:
     """The task of a part, evaluated at the sizes of the settings."""
-    whole = Images(part.dataset, s["paths"].get(part.dataset))
+    path = s["paths"].get(part.dataset)
+    whole = Images(part.dataset, path)
     sizes = [whole.train_length + s["patch"] * cells for cells in s["cells"]]
     judged = s["attention_judged" if part.network == "vit" else "judged"]
-    return Images(part.dataset, s["paths"].get(part.dataset), sizes=sizes, judged=(judged[0], judged[1]))
+    return Images(part.dataset, path, sizes=sizes, judged=(judged[0], judged[1]), shift=s["shift"])
 
 
 def _found(order: Order, part: Part) -> Found:

@@ -151,8 +151,8 @@ def _setting(found: Sequence[Found], s: Mapping[str, Any]) -> str:
     return (
         f"Here, small and short: width {s['dim']}, patches of {s['patch']} x {s['patch']}, batches of {s['batch']}, "
         f"{s['groups']} groups in the gates and {s['heads']} heads in attention, AdamW with warm-up and cosine, peak "
-        f"rate {rates}{swept}, pictures shifted by up to 2 pixels and mirrored where that keeps their class, seeds "
-        f"{', '.join(map(str, s['seeds']))}.\n\n" + "\n".join(trained) + f"\n\n{TIMES}"
+        f"rate {rates}{swept}, training pictures shifted by up to {s['shift']} pixels and mirrored by chance where "
+        f"that keeps their class, seeds {', '.join(map(str, s['seeds']))}.\n\n" + "\n".join(trained) + f"\n\n{TIMES}"
     )
 
 
