@@ -93,8 +93,8 @@ presets: dict[str, dict[str, Any]] = {
         "rates": [5e-3], "sweep_steps": 0, "judged": [500, 1000], "attention_judged": [500, 500],
     },
     "results": {
-        **_COMMON, "steps": 1200, "attention_steps": 900, "sweep_steps": 150, "judged": [500, 4000],
-        "attention_judged": [500, 2000],
+        **_COMMON, "steps": 1200, "attention_steps": 600, "sweep_steps": 150, "judged": [500, 4000],
+        "attention_judged": [500, 1500],
     },
     "full": {
         **_COMMON, "steps": 8000, "attention_steps": 6000, "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000],
