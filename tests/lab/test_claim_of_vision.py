@@ -130,7 +130,7 @@ def test_parts_are_those_of_the_settings() -> None:
         vision.parts(s | {"datasets": [], "attention": []})
     task = vision.images(s, Part("gmlp", "openclipart"))
     assert task.lengths == (20, 24, 32, 40, 48) and task.judged == (500, 4000)
-    assert vision.images(s, Part("vit", "mnist")).judged == (500, 1500)
+    assert vision.images(s, Part("vit", "mnist")).judged == (500, 1000)
 
 
 def test_the_interval_is_students() -> None:

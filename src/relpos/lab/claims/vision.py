@@ -94,7 +94,7 @@ presets: dict[str, dict[str, Any]] = {
     },
     "results": {
         **_COMMON, "steps": 1200, "attention_steps": 600, "sweep_steps": 150, "judged": [500, 4000],
-        "attention_judged": [500, 1500],
+        "attention_judged": [500, 1000],
     },
     "full": {
         **_COMMON, "steps": 8000, "attention_steps": 6000, "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000],
