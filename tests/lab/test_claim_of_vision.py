@@ -124,7 +124,7 @@ def test_matrices_are_counted_in_gates_alone() -> None:
 
 
 def test_parts_are_those_of_the_settings() -> None:
-    s = vision.presets["results"]
+    s = vision.presets["results"] | {"datasets": ["fashion-mnist", "openclipart"]}
     assert [part.key for part in vision.parts(s)] == ["gmlp-fashion-mnist", "gmlp-openclipart", "vit-fashion-mnist"]
     with pytest.raises(ValueError, match="name at least one data set"):
         vision.parts(s | {"datasets": [], "attention": []})

@@ -5,7 +5,8 @@ PoSGU, whose matrix is made from relative positions by a learned table of lags (
 quadratic form (GQPE), with one generator a layer or with several groups. Same data order, same number of steps, and the
 best of the same short sweep of learning rates for each.
 
-**Attention.** A small ViT under two-dimensional encodings, trained in the same way.
+**Attention.** A small ViT under two-dimensional encodings, trained likewise, at the best rate of a sweep or, where only
+one is given, at one rate for all.
 
 **Sizes.** Every network is trained at one size and evaluated, without further training, at smaller and larger ones: the
 same test pictures are resampled and the encoding is resized. An encoding survives a size if its mean accuracy there is
@@ -78,33 +79,33 @@ QUESTIONS = (
 KEPT = 0.02
 
 _COMMON = {
-    "datasets": ["fashion-mnist", "openclipart"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2],
-    "batch": 32, "rates": [1e-3, 3e-3, 9e-3], "shift": 0, "patch": 4, "dim": 48, "ratio": 4, "groups": 8, "heads": 4,
-    "depth": 4, "attention_depth": 3, "cells": [-3, -2, 2, 4],
+    "datasets": ["fashion-mnist"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2], "batch": 32,
+    "rates": [1e-3, 3e-3, 9e-3], "attention_rates": [1e-3, 3e-3, 9e-3], "shift": 0, "patch": 4, "dim": 48, "ratio": 4,
+    "groups": 8, "heads": 4, "depth": 4, "attention_depth": 2, "cells": [-3, -2, 2, 4],
 }  # fmt: skip
 presets: dict[str, dict[str, Any]] = {
     "quick": {
         **_COMMON, "datasets": ["mnist5k"], "attention": ["mnist5k"], "seeds": [0], "steps": 2, "attention_steps": 2,
-        "batch": 4, "rates": [3e-3], "sweep_steps": 0, "dim": 16, "depth": 1, "attention_depth": 1, "judged": [4, 8],
-        "attention_judged": [4, 8], "cells": [-2, 1],
+        "batch": 4, "rates": [3e-3], "attention_rates": [3e-3], "sweep_steps": 0, "dim": 16, "depth": 1,
+        "attention_depth": 1, "judged": [4, 8], "attention_judged": [4, 8], "cells": [-2, 1],
     },
     "demo": {
-        **_COMMON, "datasets": ["fashion-mnist"], "seeds": [0, 1], "steps": 600, "attention_steps": 300,
-        "rates": [5e-3], "sweep_steps": 0, "judged": [500, 1000], "attention_judged": [500, 500],
+        **_COMMON, "seeds": [0, 1], "steps": 600, "attention_steps": 300, "rates": [5e-3], "attention_rates": [2e-3],
+        "sweep_steps": 0, "judged": [500, 1000], "attention_judged": [500, 500],
     },
     "results": {
-        **_COMMON, "steps": 1200, "attention_steps": 600, "sweep_steps": 150, "judged": [500, 4000],
-        "attention_judged": [500, 1000],
+        **_COMMON, "steps": 1200, "attention_steps": 600, "attention_rates": [3e-3], "sweep_steps": 150,
+        "judged": [500, 4000], "attention_judged": [500, 1000],
     },
     "full": {
-        **_COMMON, "steps": 8000, "attention_steps": 6000, "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000],
-        "attention_judged": [1000, 5000],
+        **_COMMON, "datasets": ["fashion-mnist", "openclipart"], "steps": 8000, "attention_steps": 6000,
+        "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000], "attention_judged": [1000, 5000],
     },
 }  # fmt: skip
-"""datasets: of the gates; attention: data sets of the ViT, [] for none; paths: folder by data set, for those that the
-user has; cells: by how many patches a side the other sizes differ; shift: of training pictures, in pixels; judged:
-pictures of validation and of test; the rest as its name says. full takes up to 4 hours on two cores, estimated from the
-time of a step; it goes on where stopped."""
+"""datasets: of the gates; attention: data sets of the ViT, [] for none; attention_..: of the ViT; paths: folder by data
+set, for those that the user has; cells: by how many patches a side the other sizes differ; shift: of training pictures,
+in pixels; judged: pictures of validation and of test; the rest as its name says. full takes up to 4 hours on two cores,
+estimated from the time of a step; it goes on where stopped."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ def _found(order: Order, part: Part) -> Found:
     own = {"depth": s["attention_depth"], "heads": s["heads"]} if attention else {name: s[name] for name in _OF_GMLP}
     settings = Settings(
         task=task.name, encodings=tuple(labels.values()), seeds=tuple(s["seeds"]), preset="claim", batch=s["batch"],
-        steps=s["attention_steps"] if attention else s["steps"], rates=tuple(s["rates"]),
-        sweep_steps=s["sweep_steps"], validations=2,
+        steps=s["attention_steps"] if attention else s["steps"],
+        rates=tuple(s["attention_rates"] if attention else s["rates"]), sweep_steps=s["sweep_steps"], validations=2,
         model={"network": part.network, "patch": s["patch"], "dim": s["dim"], **own},
     )  # fmt: skip
     order.reporter.say(f"\n{part.network} on {part.dataset}")

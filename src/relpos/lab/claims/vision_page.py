@@ -135,25 +135,32 @@ def _map_name(found: Found, key: str) -> str:
 
 
 def _setting(found: Sequence[Found], s: Mapping[str, Any]) -> str:
-    trained = []
+    trained, edge = [], False
     for each in found:
         before = "attention_" if each.part.network == "vit" else ""
         depth, steps, judged = s[f"{before}depth"], s[f"{before}steps"], s[f"{before}judged"][1]
+        rates = s[f"{before}rates"]
+        edge = edge or (len(rates) > 1 and any(row.rate == max(rates) for row in each.rows.values()))
         chosen = ", ".join(f"{key} {row.rate:g}" for key, row in each.rows.items())
         trained.append(
             f"* {named(each)} ({each.source}): {depth} layers, {steps} steps, judged on {judged:,} test pictures or "
             f"all there are; rates {chosen}"
         )
-    rates = " or ".join(format(rate, "g") for rate in s["rates"])
-    swept = f", the best of a sweep of {s['sweep_steps']} steps each" if len(s["rates"]) > 1 else ""
-    if len(s["rates"]) > 1 and any(row.rate == max(s["rates"]) for each in found for row in each.rows.values()):
-        swept += " (where the largest is chosen, a larger one may be better still)"
+    peak = f"{_rates(s, s['rates'])} for gMLP and {_rates(s, s['attention_rates'])} for the ViT"
+    if edge:
+        peak += " (where the largest is chosen, a larger one may be better still)"
     return (
         f"Here, small and short: width {s['dim']}, patches of {s['patch']} x {s['patch']}, batches of {s['batch']}, "
         f"{s['groups']} groups in the gates and {s['heads']} heads in attention, AdamW with warm-up and cosine, peak "
-        f"rate {rates}{swept}, training pictures shifted by up to {s['shift']} pixels and mirrored by chance where "
+        f"rate {peak}, training pictures shifted by up to {s['shift']} pixels and mirrored by chance where "
         f"that keeps their class, seeds {', '.join(map(str, s['seeds']))}.\n\n" + "\n".join(trained) + f"\n\n{TIMES}"
     )
+
+
+def _rates(s: Mapping[str, Any], rates: Sequence[float]) -> str:
+    if len(rates) == 1:
+        return format(rates[0], "g")
+    return f"the best of {', '.join(format(rate, 'g') for rate in rates)} after {s['sweep_steps']} steps each"
 
 
 TIMES = (
