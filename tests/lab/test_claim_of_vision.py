@@ -129,7 +129,7 @@ def test_parts_are_those_of_the_settings() -> None:
     with pytest.raises(ValueError, match="name at least one data set"):
         vision.parts(s | {"datasets": [], "attention": []})
     task = vision.images(s, Part("gmlp", "openclipart"))
-    assert task.lengths == (20, 24, 32, 40, 48) and task.judged == (500, 4000)
+    assert task.lengths == (20, 24, 28, 32, 36, 40, 48) and task.judged == (500, 4000)
     assert vision.images(s, Part("vit", "mnist")).judged == (500, 1000)
 
 

@@ -81,7 +81,7 @@ KEPT = 0.02
 _COMMON = {
     "datasets": ["fashion-mnist"], "attention": ["fashion-mnist"], "paths": {}, "seeds": [0, 1, 2], "batch": 32,
     "rates": [1e-3, 3e-3, 9e-3], "attention_rates": [1e-3, 3e-3, 9e-3], "shift": 0, "patch": 4, "dim": 48, "ratio": 4,
-    "groups": 8, "heads": 4, "depth": 4, "attention_depth": 2, "cells": [-3, -2, 2, 4],
+    "groups": 8, "heads": 4, "depth": 4, "attention_depth": 2, "cells": [-3, -2, -1, 1, 2, 4],
 }  # fmt: skip
 presets: dict[str, dict[str, Any]] = {
     "quick": {
