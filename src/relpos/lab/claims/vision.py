@@ -9,9 +9,10 @@ best of the same short sweep of learning rates for each.
 one is given, at one rate for all.
 
 **Sizes.** Every network is trained at one size and evaluated, without further training, at smaller and larger ones: the
-same test pictures are resampled and the encoding is resized. An encoding survives a size if its mean accuracy there is
-at most 2 points below that at the training size. The row of the linear classifier, which brings every picture back to
-the training size, shows how much of what is lost is lost with the pixels.
+same test pictures are resampled and the encoding is resized. Patches keep their pixels, so a patch of a smaller picture
+shows more of it: what changes is the scale of what is seen as well as the grid. An encoding survives a size if its mean
+accuracy there is at most 2 points below that at the training size. The row of the linear classifier, which brings every
+picture back to the training size, shows how much of what is lost is lost with the pixels.
 
 **Judging.** Differences are taken seed by seed; the 95% interval over the seeds is Student's. The claim holds if, on
 every data set, PoSGU with groups has fewer parameters and an accuracy above SGU's, and groups one above a single group,

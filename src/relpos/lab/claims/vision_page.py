@@ -149,11 +149,12 @@ def _setting(found: Sequence[Found], s: Mapping[str, Any]) -> str:
     peak = f"{_rates(s, s['rates'])} for gMLP and {_rates(s, s['attention_rates'])} for the ViT"
     if edge:
         peak += " (where the largest is chosen, a larger one may be better still)"
+    moved = f"shifted by up to {s['shift']} pixels and " if s["shift"] else ""
     return (
         f"Here, small and short: width {s['dim']}, patches of {s['patch']} x {s['patch']}, batches of {s['batch']}, "
         f"{s['groups']} groups in the gates and {s['heads']} heads in attention, AdamW with warm-up and cosine, peak "
-        f"rate {peak}, training pictures shifted by up to {s['shift']} pixels and mirrored by chance where "
-        f"that keeps their class, seeds {', '.join(map(str, s['seeds']))}.\n\n" + "\n".join(trained) + f"\n\n{TIMES}"
+        f"rate {peak}, training pictures {moved}mirrored by chance where that keeps their class, seeds "
+        f"{', '.join(map(str, s['seeds']))}.\n\n" + "\n".join(trained) + f"\n\n{TIMES}"
     )
 
 
