@@ -84,6 +84,8 @@ def test_the_claim_is_judged_by_the_intervals() -> None:
     assert "| LRPE single | 79.5 (-3.0) | 82.5 ± 0.7 | 82.5 (+0.0) | 36 |" in found.body
     assert "| *linear on the pixels* | 70.0 (-9.0) | 79.0 | 78.0 (-1.0) |  |" in found.body
     assert "rates SGU 0.005, LRPE single 0.005," in found.body and "the largest is chosen" not in found.body
+    assert "**Note.**" not in found.body
+    assert "pixels is better than SGU: trained too short" in concluded(gates(SGU=outcome(0.78, 0.79))).body
     level = gates(LRPE_in_groups=outcome(0.80, 0.86))
     assert concluded(level).holds is None  # an interval that holds 0
     assert concluded(gates(SGU=outcome(0.90, 0.91, parameters=120))).holds is False

@@ -98,8 +98,23 @@ def _size_section(found: Sequence[Found], kept: Kept) -> str:
         "In the picture, dashed: 2 points lost. Accuracy in %, mean over the seeds, ± standard deviation at the "
         "training size; in brackets the change against it in points. Survives: at most 2 points lost."
     )
+    parts += [_weak(each) for each in found if _weak(each)]
     refused = [f"{named(each)}, {key}: {row.why}" for each in found for key, row in each.rows.items() if row.why]
     return "\n\n".join(parts + ([f"Refused: {'; '.join(refused)}."] if refused else []))
+
+
+def _weak(found: Found) -> str:
+    """What a reader must not overlook: networks that a linear classifier beats at the training size."""
+    line = found.baselines.get("linear on pixels", {}).get(found.side)
+    means = {key: statistics.fmean(own) for key, row in found.rows.items() if (own := row.accuracy[found.side])}
+    below = [key for key, mean in means.items() if line is not None and mean < line]
+    if not below:
+        return ""
+    which = "every network" if len(below) == len(means) else ", ".join(below)
+    return (
+        f"**Note.** {named(found)}: the linear classifier on the pixels is better than {which}: trained too short to "
+        "say what the encodings do in a network that has learned its task."
+    )
 
 
 def _at(row: Outcome, size: int, side: int) -> str:
