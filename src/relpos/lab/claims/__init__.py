@@ -18,6 +18,7 @@ _CLAIMS: dict[str, str] = {
     "conversion": "relpos.lab.claims.conversion",
     "extrapolation": "relpos.lab.claims.extrapolation",
     "music": "relpos.lab.claims.music",
+    "vision": "relpos.lab.claims.vision",
 }
 
 
