@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,26 @@ class _Frames(_Restricted):
         if (module, name) in self.stands:
             return self.stands[module, name]
         return super().find_class(module, name)
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """The dict that torch.save wrote, where it holds no tensor: numbers, text, lists, dicts and arrays.
+
+    Read from the zip of today, and from the older form, a row of pickles. ValueError for anything else: no code runs.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(each for each in archive.namelist() if each.endswith("/data.pkl"))
+                value = _Restricted(io.BytesIO(archive.read(name))).load()
+        else:
+            with open(path, "rb") as file:
+                for _ in range(4):  # a magic number, a version, what system it was, the object
+                    value = _Restricted(file).load()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (*_ERRORS, StopIteration, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is refused: {error}. {_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a dict")
+    return value

@@ -74,7 +74,7 @@ class TimeThenMark(Process):
 
     def __init__(self, times: Process, shares: np.ndarray) -> None:
         self.times, self.shares, self.marks = times, shares, len(shares)
-        self.parameters, self.name = times.parameters + len(shares) - 1, times.name
+        self.parameters = times.parameters + len(shares) - 1
 
     @classmethod
     def fit(cls, sequences: Sequences) -> TimeThenMark:

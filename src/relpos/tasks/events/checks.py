@@ -24,7 +24,7 @@ def name_of(row: int, ids: Sequence[str]) -> str:
 
 
 def as_times(given: Any, name: str, unit: str) -> np.ndarray:
-    """(n,) int64 or float64. datetime64 becomes whole nanoseconds turned to ``unit``; float32 is refused where coarse."""
+    """(n,) int64 or float64. datetime64 becomes float64 in ``unit``; float32 is refused where coarse."""
     array = np.asarray(given)
     if array.size == 0:
         return np.zeros(0)
@@ -146,8 +146,8 @@ class Table:
         if policy == "error":
             at = int(tied.argmax())
             raise ValueError(
-                f"{self.where(at)}: the same time {self.times[at]} as the event before ({int(tied.sum())} such); choose "
-                "a policy: ties='keep', 'first' or 'spread'"
+                f"{self.where(at)}: the same time {self.times[at]} as the event before ({int(tied.sum())} such); "
+                "choose a policy: ties='keep', 'first' or 'spread'"
             )
         if policy == "first":
             self.offsets = np.concatenate([[0], np.cumsum(~tied)])[self.offsets].astype(np.int64)
@@ -259,8 +259,8 @@ class Table:
             at = int(bad.argmax())
             turned = "; the two seem to be swapped" if (np.abs(longitude) <= 90).all() else ""
             raise ValueError(
-                f"{self.where(at)}: the place ({latitude[at]:g}, {longitude[at]:g}) is not (latitude -90..90, longitude "
-                f"-180..360) in degrees{turned}"
+                f"{self.where(at)}: the place ({latitude[at]:g}, {longitude[at]:g}) is not (latitude -90..90, "
+                f"longitude -180..360) in degrees{turned}"
             )
         return values
 

@@ -130,10 +130,12 @@ class Sequences:
         window: (start, end) of all, or two arrays (count,); without it from the first event to the last. sort: sort
         events that are not in order, stably, instead of refusing them. ties, of events at one time: "keep" them in
         the order of the input, "error", "first" to keep only the first of each time, or "spread" to lay them evenly
-        within one tick of the clock, the smallest gap above 0. Integers beyond 2^53, such as nanoseconds since 1970, lose their origin
-        before they become float64 (see ``origin``). ValueError for times that fall, NaN, gaps below 0, coordinates
-        out of range, marks outside of 0..mark_count-1, events outside of the window; for times of 2^24 or more in
-        float32, which cannot tell them apart; and where the times look like several units at once.
+        within one tick of the clock, the smallest gap above 0. Integers beyond 2^53, such as nanoseconds since 1970,
+        lose their origin before they become float64 (see ``origin``).
+
+        ValueError for times that fall, NaN, gaps below 0, coordinates out of range, marks outside of
+        0..mark_count-1, events outside of the window; for times of 2^24 or more in float32, which cannot tell them
+        apart; and where the times look like several units at once.
         """
         offsets = checks.as_offsets(offsets)
         count = len(offsets) - 1
