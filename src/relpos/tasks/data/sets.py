@@ -216,8 +216,8 @@ class Events(DataSet):
     """Sequences of events in continuous time, as arrays; `sequences` makes the object that models take.
 
     Fields are those of `relpos.tasks.events.Sequences`. labels: (count,) int64, the class of each sequence, -1 where
-    there is none, with ``classes`` as their names; profile_names: of the columns of ``profiles``; unit: one word, of
-    the times; split: indices of sequences.
+    there is none, with ``classes`` as their names; profile_names: of the columns of ``profiles``; unit, mark_count and
+    windowed: of one entry; split: indices of sequences.
     """
 
     times: np.ndarray
@@ -228,6 +228,7 @@ class Events(DataSet):
     places: np.ndarray | None = None
     profiles: np.ndarray | None = None
     labels: np.ndarray | None = None
+    mark_count: np.ndarray | None = None
     windowed: np.ndarray | None = None
     ids: tuple[str, ...] = ()
     mark_names: tuple[str, ...] = ()
@@ -243,9 +244,10 @@ class Events(DataSet):
         from relpos.tasks.events.sequences import Sequences
 
         top = int(self.marks.max(initial=0)) + 1 if self.marks is not None else 1
+        count = top if self.mark_count is None else int(self.mark_count[0])
         return Sequences(
             *(self.times, self.offsets, self.start, self.end, self.marks, self.places, self.profiles),
-            *(self.ids, self.mark_names, len(self.mark_names) or top, self.unit[0]),
+            *(self.ids, self.mark_names, len(self.mark_names) or count, self.unit[0]),
             windowed=self.windowed is None or bool(self.windowed[0]),
         )
 
@@ -254,8 +256,11 @@ class Events(DataSet):
         """From checked sequences. more: labels, classes, profile_names."""
         names = ("times", "offsets", "start", "end", "marks", "places", "profiles", "ids", "mark_names")
         values = {name: getattr(sequences, name) for name in names}
-        windowed = np.array([sequences.windowed])
-        return cls(card, split, **values, windowed=windowed, unit=(sequences.unit,), **more)
+        flags: dict[str, Any] = {
+            "windowed": np.array([sequences.windowed]),
+            "mark_count": np.array([sequences.mark_count]),
+        }
+        return cls(card, split, **values, **flags, unit=(sequences.unit,), **more)
 
 
 SHAPES: dict[str, type[DataSet]] = {

@@ -203,9 +203,10 @@ def proactive(path: Path, card: Card) -> Events:
     goals = np.concatenate([np.concatenate([*_lines(path / f"{side}_go.txt", int), []]) for side in found])
     if len(goals) != sum(len(part["times"]) for part in found.values()):
         raise ValueError(f"{path}: {len(goals)} goals for {sum(len(p['times']) for p in found.values())} sequences")
-    lowest = int(goals.min(initial=0))
-    labels = goals.astype(np.int64) - min(lowest, 1)
-    classes = tuple(f"goal {index + min(lowest, 1)}" for index in range(int(labels.max(initial=-1)) + 1))
+    labels = goals.astype(np.int64) - 1
+    if labels.min(initial=0) < 0:
+        raise ValueError(f"{path}: goals count from 1, got {int(goals.min())}")
+    classes = tuple(f"goal {index + 1}" for index in range(int(labels.max(initial=-1)) + 1))
     return _joined(card, found, None, labels=labels, classes=classes)
 
 
