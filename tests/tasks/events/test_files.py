@@ -358,6 +358,8 @@ def test_a_data_frame_is_read_without_pandas() -> None:
 
 def test_a_data_frame_of_pandas_itself_is_read() -> None:
     pandas = pytest.importorskip("pandas")
+    if int(pandas.__version__.split(".")[0]) > 2:
+        pytest.skip("text of pandas 3 is held by arrow")
     table = pandas.DataFrame({"n": [1, 2], "x": [0.5, 1.5], "name": np.array(["a", "b"], dtype=object)})
     found = pickles.frame(pickle.dumps(table))
     assert found["n"].tolist() == [1, 2] and found["name"].tolist() == ["a", "b"]

@@ -45,7 +45,7 @@ PROCESSES: list[Process] = [
 NAMES = [f"{each.name}-{index}" for index, each in enumerate(PROCESSES)]
 
 
-def some(seed: int = 0, counts: tuple[int, ...] = (5, 0, 1, 12), end: float = 20.0) -> Sequences:
+def some(seed: int = 0, counts: tuple[int, ...] = (5, 0, 1, 9), end: float = 20.0) -> Sequences:
     rng = np.random.default_rng(seed)
     times = [np.sort(rng.uniform(1, end, count)) for count in counts]
     marks = [rng.integers(2, size=count) for count in counts]
@@ -75,8 +75,8 @@ def brute(process: Process, events: Sequences, row: int) -> float:
     edges = np.unique(np.concatenate([[start], one.times, jumps[(jumps > start) & (jumps < end)], [end]]))
     total = 0.0
     for low, high in pairwise(edges):
-        grid = low + (high - low) * (np.arange(80) + 0.5) / 80
-        total += sum(rates(t).sum() for t in grid) * (high - low) / 80
+        grid = low + (high - low) * (np.arange(40) + 0.5) / 40
+        total += sum(rates(t).sum() for t in grid) * (high - low) / 40
     return seen - total
 
 
@@ -85,7 +85,7 @@ def test_the_likelihood_is_that_of_the_definition(process: Process) -> None:
     events = some()
     found = process.log_likelihood(events)
     for row in range(len(events)):
-        assert found[row] == pytest.approx(brute(process, events, row), abs=5e-3)
+        assert found[row] == pytest.approx(brute(process, events, row), abs=8e-3)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=NAMES)
@@ -149,12 +149,12 @@ def test_the_scan_is_the_loop(n: int, width: int, seed: int) -> None:
 
 
 def test_poisson_counts_and_never_beats_the_truth() -> None:
-    events = simulate(Poisson(np.full(3, 1 / 3)), (0, 4000), seed=1)
+    events = simulate(Poisson(np.full(3, 1 / 3)), (0, 1500), seed=1)
     best = -(1 + math.log(3))
     error = math.sqrt(1 / len(events.times))
     for model in (Poisson.fit(events), Renewal.fit(events, "weibull"), Hawkes.fit(events)):
         assert model.nats(events) < best + 4 * error
-    np.testing.assert_allclose(Poisson.fit(events).rates, events.count_marks() / 4000)
+    np.testing.assert_allclose(Poisson.fit(events).rates, events.count_marks() / 1500)
 
 
 def test_a_periodic_rate_is_found_again_and_drawn_towards_the_others() -> None:
@@ -219,7 +219,7 @@ def test_the_next_event_is_forecast_exactly() -> None:
     history = Sequences.of([[0.4, 1.0, 1.1]], marks=[[0, 1, 0]], window=(0, 2.0), mark_count=2)
     ahead = NextEvent.after(process, history)
     first, kinds = [], []
-    for seed in range(3000):  # thinning by hand under the rates that it names
+    for seed in range(700):  # thinning by hand under the rates that it names
         rng, now = np.random.default_rng(seed), 0.0
         while True:
             bound = float(ahead.rates(0.0).sum()) + 5.0
@@ -231,8 +231,8 @@ def test_the_next_event_is_forecast_exactly() -> None:
         kinds.append(rng.random() < rates[1] / rates.sum())
     levels = np.exp(ahead.log_cdf(np.array(first)).numpy())
     assert ks_uniform(levels).p > 0.01
-    assert ahead.mean().item() == pytest.approx(np.mean(first), rel=0.08)
-    assert ahead.mark_probabilities()[0, 1] == pytest.approx(np.mean(kinds), abs=0.04)
+    assert ahead.mean().item() == pytest.approx(np.mean(first), rel=0.12)
+    assert ahead.mark_probabilities()[0, 1] == pytest.approx(np.mean(kinds), abs=0.06)
     drawn = ahead.sample(4000, torch.Generator().manual_seed(1))[:, 0].numpy()
     assert ks_uniform(np.exp(ahead.log_cdf(drawn).numpy())).p > 0.01
     np.testing.assert_allclose(crps(ahead, 0.3).numpy(), crps_samples(drawn, 0.3), rtol=0.08)

@@ -48,9 +48,9 @@ def _joined(card: Card, sides: Mapping[str, Part], marks: int | None, unit: str 
         start += count
         for name, values in part.items():
             columns.setdefault(name, []).extend(values)
-    window = columns.pop("window", None)
+    window = columns.pop("window", [])
     names = more.pop("mark_names", ())
-    bounds = None if window is None else tuple(np.array(window, dtype=np.float64).T)
+    bounds = tuple(np.array(window, dtype=np.float64).T) if window and len(window) == start else None
     found = Sequences.of(**columns, window=bounds, ids=ids, unit=unit, mark_count=marks, mark_names=names)
     return Events.of(card, split, found, **more)
 
@@ -61,7 +61,8 @@ def _joined(card: Card, sides: Mapping[str, Part], marks: int | None, unit: str 
 def easytpp(path: Path, card: Card) -> Events:
     """{train,dev,test}.pkl, .json or .jsonl: sequences of time_since_start and type_event (from 0).
 
-    A sequence that begins at time 0 has its first event there. Windows are not given, so they end with the last event.
+    A sequence that begins at time 0 has its first event there. The format knows no windows, so they end with the last
+    event; where all JSON objects have t_start and t_end, which other readers pass over, those are the windows.
     """
     sides: dict[str, Part] = {}
     marks = 0
@@ -88,7 +89,7 @@ def _pickled(file: Path, side: str) -> tuple[Part, int]:
 
 
 def _json(file: Path, side: str) -> tuple[Part, int]:
-    times, marks, number = [], [], 0
+    times, marks, windows, number = [], [], [], 0
     for where, entry in _entries(file):
         missing = {"time_since_start", "type_event"} - set(entry)
         if missing:
@@ -96,7 +97,10 @@ def _json(file: Path, side: str) -> tuple[Part, int]:
         times.append(np.array(entry["time_since_start"], dtype=np.float64))
         marks.append(np.array(entry["type_event"], dtype=np.int64))
         number = max(number, int(entry.get("dim_process", 0)))
-    return {"times": times, "marks": marks}, number
+        if {"t_start", "t_end"} <= set(entry):
+            windows.append((float(entry["t_start"]), float(entry["t_end"])))
+    held = {"window": windows} if windows and len(windows) == len(times) else {}
+    return {"times": times, "marks": marks, **held}, number
 
 
 def _entries(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -38,7 +38,7 @@ class Hawkes(Process):
         self.background = Poisson(np.ones(self.marks)) if background is None else background
         if self.background.marks != self.marks:
             raise ValueError(f"the background has {self.background.marks} marks, mu has {self.marks}")
-        self.parameters = self.marks + self.marks**2 + 1
+        self.parameters = self.marks + self.marks**2 + 1 + (0 if background is None else background.parameters)
         if self.radius >= 1:
             warnings.warn(
                 f"the spectral radius of alpha is {self.radius:.3f}: at 1 and above the number of events explodes",
@@ -132,7 +132,8 @@ class Hawkes(Process):
     ) -> Hawkes:
         """Maximum likelihood by L-BFGS on the logarithms, from several decays: multiples of the mean rate of events.
 
-        The likelihood is not convex in beta, hence several starts; the best end is taken.
+        The likelihood is not convex in beta, hence several starts; the best end is taken. A decay slower than the
+        longest window would be a trend and not an effect of events: 1 / beta is at most that long.
         """
         marks = sequences.mark_count
         counts = sequences.count_marks()
@@ -143,18 +144,19 @@ class Hawkes(Process):
         gaps, last = base.compensator(sequences)
         mu = np.maximum(counts, 0.5) * 0.7 / np.maximum(gaps.sum(0) + last.sum(0), 1e-300)
         speed = counts.sum() / total
+        slowest = 1.0 / float((sequences.end - sequences.start).max())
         begins = [(mu, np.full((marks, marks), 0.3 / marks), speed * factor) for factor in starts]
         if start is not None:
             begins = [(start.mu, np.maximum(start.alpha, 1e-6), start.beta)]
         best: tuple[float, np.ndarray] | None = None
         for mu, alpha, beta in begins:
-            point = np.log(np.concatenate([mu, alpha.ravel(), [beta]]))
-            found = minimise(lambda x: _negative(x, sequences, marks, base), point)
-            value = _negative(found, sequences, marks, base)[0]
+            point = np.log(np.concatenate([mu, alpha.ravel(), [max(beta - slowest, 1e-3 * beta)]]))
+            found = minimise(lambda x: _negative(x, sequences, marks, base, slowest), point)
+            value = _negative(found, sequences, marks, base, slowest)[0]
             if best is None or value < best[0]:
                 best = (value, found)
         assert best is not None
-        return _unpacked(best[1], marks, background)
+        return _unpacked(best[1], marks, background, slowest)
 
     def standard_errors(self, sequences: Sequences) -> dict[str, np.ndarray]:
         """Of mu, alpha and beta: roots of the diagonal of the inverse observed information; NaN where it is none."""
@@ -182,19 +184,22 @@ class Hawkes(Process):
         return np.concatenate([d_mu, d_alpha.ravel(), [d_beta]])
 
 
-def _unpacked(point: np.ndarray, marks: int, background: Poisson | None) -> Hawkes:
+def _unpacked(point: np.ndarray, marks: int, background: Poisson | None, slowest: float) -> Hawkes:
+    """point: logarithms of mu, alpha and of what beta is above the slowest decay."""
     values = np.exp(np.clip(point, -_BIG, _BIG))
-    return Hawkes(values[:marks], values[marks:-1].reshape(marks, marks), float(values[-1]), background)
+    return Hawkes(values[:marks], values[marks:-1].reshape(marks, marks), slowest + float(values[-1]), background)
 
 
-def _negative(point: np.ndarray, sequences: Sequences, marks: int, background: Poisson) -> tuple[float, np.ndarray]:
+def _negative(
+    point: np.ndarray, sequences: Sequences, marks: int, background: Poisson, slowest: float
+) -> tuple[float, np.ndarray]:
     """Minus the log likelihood an event, of logarithms of the parameters, and its gradient."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on the way an explosive process may be tried
-        model = _unpacked(point, marks, background)
+        model = _unpacked(point, marks, background, slowest)
     value, d_mu, d_alpha, d_beta = model.gradient(sequences)
     scale = -1.0 / max(len(sequences.times), 1)
-    gradient = np.concatenate([d_mu * model.mu, (d_alpha * model.alpha).ravel(), [d_beta * model.beta]])
+    gradient = np.concatenate([d_mu * model.mu, (d_alpha * model.alpha).ravel(), [d_beta * (model.beta - slowest)]])
     gradient[np.abs(point) >= _BIG] = 0.0
     return value * scale, gradient * scale
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as IterableOf
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from relpos.tasks.events.processes.poisson import Poisson
 from relpos.tasks.events.processes.renewal import Renewal
 from relpos.tasks.events.sequences import Sequences
 
+Models = IterableOf[Process]
+
 
 @dataclass(frozen=True)
 class KS:
@@ -26,14 +29,13 @@ class KS:
     count: int
 
 
-def rescaled(process: Process, sequences: Sequences, mark: int | None = None) -> np.ndarray:
+def rescaled(process: Process | Models, sequences: Sequences, mark: int | None = None) -> np.ndarray:
     """(events,) gaps after time rescaling, exponential of mean 1 and independent where the model is right.
 
     The rescaled windows are laid end to end, so that what each window cuts off is not lost: a process of rate 1 has no
-    memory. mark: of the events of this mark alone, by its own intensity.
+    memory. process: one for all, or one a sequence; mark: of the events of this mark alone, by its own intensity.
     """
-    sequences.require_marks(process.marks)
-    gaps, last = process.compensator(sequences)
+    gaps, last = _compensators(process, sequences)
     chosen = slice(None) if mark is None else [mark]
     within, rest = gaps[:, chosen].sum(-1), last[:, chosen].sum(-1)
     carried = np.zeros(len(within))
@@ -47,6 +49,16 @@ def rescaled(process: Process, sequences: Sequences, mark: int | None = None) ->
         return steps
     there = np.cumsum(steps)[sequences.kinds == mark]
     return np.diff(there, prepend=0.0)
+
+
+def _compensators(process: Process | Models, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(process, Process):
+        sequences.require_marks(process.marks)
+        return process.compensator(sequences)
+    if len(process) != len(sequences):
+        raise ValueError(f"there are {len(process)} processes for {len(sequences)} sequences")
+    parts = [_compensators(model, one) for model, one in zip(process, sequences)]
+    return np.concatenate([gaps for gaps, _ in parts]), np.concatenate([last for _, last in parts])
 
 
 def ks_exponential(gaps: np.ndarray) -> KS:
