@@ -48,10 +48,9 @@ def test_what_was_simulated_is_read_again_with_its_windows(made: Path, tmp_path:
 
 
 def test_the_table_is_that_of_the_protocol(made: Path, tmp_path: Path) -> None:
-    said = relpos(
-        "fit", "easytpp", "--path", made, "--least", 20, "--period", 10, "--bins", 4, "-o", tmp_path / "x.json"
-    )
-    plan = anchors.protocol(data.load("easytpp", made).sequences, least=20)
+    words = ("--least", 20, "--most", 2, "--period", 10, "--bins", 4)
+    said = relpos("fit", "easytpp", "--path", made, *words, "-o", tmp_path / "x.json")
+    plan = anchors.protocol(data.load("easytpp", made).sequences, least=20, most=2)
     expected = anchors.score([Poisson.fit(one) for one in plan.train], plan)
     assert f"homogeneous Poisson {expected:.4f} 4" in said and "Hawkes of marks on it" in said
     rows = {row["model"]: row["nats"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}

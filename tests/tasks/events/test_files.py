@@ -217,12 +217,10 @@ def test_foursquare_applies_the_offset_once_and_to_the_profile_alone(tmp_path: P
     expected = np.array(["2012-04-03T03:30:00", "2012-04-03T18:00:09"], "datetime64[s]").astype(float)
     assert read.times.tolist() == expected.tolist() and read.places[0].tolist() == [40.71981, -74.002581]
     np.testing.assert_allclose(read.profiles, [[23.5, 0], [14 + 9 / 3600, 1]])  # Monday night, and Tuesday
-    put(tmp_path, {"dataset_TSMC2014_NYC.txt": "1\t2\n"})
     with pytest.raises(ValueError, match="line 1: 2 cells, not 8"):
-        data.load("foursquare", tmp_path)
-    put(tmp_path, {"dataset_TSMC2014_NYC.txt": f"{cells}2012-04-03\n"})
+        data.load("foursquare", put(tmp_path / "a", {"dataset_TSMC2014_NYC.txt": "1\t2\n"}))
     with pytest.raises(ValueError, match="times are like"):
-        data.load("foursquare", tmp_path)
+        data.load("foursquare", put(tmp_path / "b", {"dataset_TSMC2014_NYC.txt": f"{cells}2012-04-03\n"}))
 
 
 def test_gowalla_and_brightkite_take_the_mean_place_and_leave_out_empty_rows(tmp_path: Path) -> None:
@@ -231,7 +229,8 @@ def test_gowalla_and_brightkite_take_the_mean_place_and_leave_out_empty_rows(tmp
         "10\t2010-10-17T00:00:00Z\t0.0\t0.0\t00000\n2\t2010-10-16T00:00:00Z\t40.5\t-70.0\tab12\n"
     )
     for extra in ("", "3\t\t\t\t\n"):
-        read = data.load("gowalla", put(tmp_path, {"Gowalla_totalCheckins.txt": lines + extra}))
+        folder = tmp_path / f"extra{len(extra)}"
+        read = data.load("gowalla", put(folder, {"Gowalla_totalCheckins.txt": lines + extra}))
         assert list(by_id(read)) == ["0", "2"]
         np.testing.assert_allclose(read.places, [[30.1, -97.1], [30.1, -97.1], [40.5, -70]])
         assert np.diff(read.times)[0] == 86400 + 5864
@@ -270,9 +269,9 @@ def test_libcity_places_are_turned_round(tmp_path: Path) -> None:
     }
     read = data.load("libcity", put(tmp_path, files))
     assert read.places.tolist() == [[40.7, -74], [35.6, 139.7]] and by_id(read)["5"][1] == ["0", "1"]
-    put(tmp_path, {"x.geo": "geo_id,type,coordinates\n"})
+    lost = put(tmp_path / "lost", {**files, "x.geo": "geo_id,type,coordinates\n"})
     with pytest.raises(ValueError, match=r"location 1 of the .dyna is not in the .geo \(2 such"):
-        data.load("libcity", tmp_path)
+        data.load("libcity", lost)
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
