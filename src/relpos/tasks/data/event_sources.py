@@ -20,7 +20,7 @@ _LIFETIMES = Package(
 )
 
 _R = "as its source says; it comes in a wheel under GPL, which is read and not imported"
-_SOCIO = "SocioPatterns, CC BY-NC-SA; package: BSD"
+_SOCIO = "research data of SocioPatterns, under its own terms; package: BSD"
 _OWN = "as the user's copy says"
 _HASH = "80/10/10 of the sequences, by hash of their names; by time and leave-last-out are cuts of a task"
 _OFFICIAL = "by the files"
