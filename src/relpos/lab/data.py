@@ -237,7 +237,9 @@ def _sequence(found: Events, row: int) -> str:
     """A sequence as lines of time, gap, mark and place, its middle left away."""
     one = found.sequences.select([row])
     label = f", {found.classes[found.labels[row]]}" if found.labels is not None and found.labels[row] >= 0 else ""
-    head = f"[{row}] {one.ids[0] if one.ids else ''}: {len(one.times):,} events in {one.start[0]:g} to {one.end[0]:g} {one.unit}{label}"
+    name = one.ids[0] if one.ids else "without a name"
+    window = f"{one.start[0]:g} to {one.end[0]:g} {one.unit}"
+    head = f"[{row}] {name}: {len(one.times):,} events in {window}{label}"
     lines = [head]
     for index, (time, gap) in enumerate(zip(one.times, one.gaps())):
         if 5 <= index < len(one.times) - 2:
