@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     if given.peak:
+        contestant(given.peak, 28, 2)()  # libraries are loaded and threads started
         print(peak(contestant(given.peak, given.side, given.images)))
         return
     if given.timm:

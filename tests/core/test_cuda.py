@@ -127,3 +127,19 @@ def test_absolute_encodings() -> None:
             on_device = where if not isinstance(where, dict) else moved(where, "cuda")
             got = encoding.cuda().add(x.cuda(), on_device if isinstance(where, dict) else None)
             torch.testing.assert_close(got.cpu(), want)
+
+
+@pytest.mark.parametrize("method", ["dense", "axes"])
+@pytest.mark.parametrize("name", ["lrpe", "gqpe"])
+def test_gates(name: str, method: str) -> None:
+    torch.manual_seed(0)
+    unit = rp.PoSGU(12, (5, 7), name, groups=3, method=method).double()
+    x = torch.randn(2, 35, 12, dtype=torch.float64, requires_grad=True)
+    there, moved = copy.deepcopy(unit).cuda(), x.detach().cuda().requires_grad_()
+    grad = torch.randn(2, 35, 6, dtype=torch.float64)
+    unit(x).backward(grad)
+    there(moved).backward(grad.cuda())
+    pairs = [(x, moved), *zip(unit.parameters(), there.parameters(), strict=True)]
+    for mine, theirs in pairs:
+        assert mine.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(theirs.grad.cpu(), mine.grad, rtol=1e-9, atol=1e-9)

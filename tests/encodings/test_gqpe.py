@@ -87,6 +87,7 @@ def test_golden(kind: str, side: int) -> None:
     scores = kernel.matrices(encoding.lags((side, side)), (side, side))
     torch.testing.assert_close(scores, a["score"][0].movedim(-1, 0), rtol=0, atol=1e-12)
     torch.testing.assert_close(scores.softmax(-1), a["map"][0].movedim(-1, 0), rtol=0, atol=1e-12)
+    assert rp.encodings.GQPE.from_reference(a, symmetric=kind == "sym").window == (side, side)
     for method in ("auto", "dense", "axes"):
         got = rp.window_mix(a["x"], encoding, side, method=method) + a["tokbias"].reshape(-1, 1)
         torch.testing.assert_close(got, a["y"], rtol=0, atol=1e-12)

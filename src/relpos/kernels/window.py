@@ -5,12 +5,13 @@
 "dense" is the definition as matrix products: the (n, n) matrix of each group, which for a window of a few hundred cells
 is small beside the channels. "axes" never makes it: one axis is transformed (a DFT written as a matrix product, since
 a window is too short for an FFT to pay), and per frequency the other axis is a small Toeplitz matrix. That takes
-8 w (h + w) / 2 multiply-adds a token where dense takes h w, and memory linear in the cells.
+4 (h + w) multiply-adds a token where dense takes h w, and memory linear in the cells.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +20,14 @@ from torch import Tensor
 
 from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.kernels.call import Refusal, computing, exactly, once
+from relpos.kernels.spectrum import Scratch
 
 METHODS = ("auto", "dense", "axes")
-LARGE = 20  # the side of a square window from which "axes" is the quicker
+LARGE = 24  # the side of a square window from which "axes" is the quicker
 FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
-COLUMNS = 2**20  # numbers of one transform at a time: what a cache holds
+MATRICES = 2**18  # numbers in the matrices of some frequencies
+COLUMNS = 2**21  # numbers of one transform at a time: what a cache holds
+_scratch = Scratch()  # fresh buffers would cost a page fault every 4 KiB, which is more than the products
 
 
 @lru_cache(maxsize=32)
@@ -45,14 +49,19 @@ def matrices(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 def lag_sums(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
     """The transpose of `matrices`: (groups, n, n) to (groups, 2 side - 1, ..), the sums over pairs of one lag."""
+    if matrix.is_cuda:  # there additions by index come in any order, with other bits at every call
+        return lag_sums_in_order(matrix, sides)
     spans = [2 * side - 1 for side in sides]
-    if matrix.is_cuda:  # additions in any order would give other bits at every call
-        if len(sides) == 1:
-            return diagonal_sums(matrix)
-        cells = matrix.view(-1, *sides, *sides).transpose(2, 3)
-        return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
     total = matrix.new_zeros(len(matrix), math.prod(spans))
     return total.index_add_(1, _lags(sides, matrix.device), matrix.flatten(1)).view(-1, *spans)
+
+
+def lag_sums_in_order(matrix: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """The same along diagonals: more passes over the matrix, and none that adds by index."""
+    if len(sides) == 1:
+        return diagonal_sums(matrix)
+    cells = matrix.view(-1, *sides, *sides).transpose(2, 3)
+    return diagonal_sums(diagonal_sums(cells).permute(0, 3, 1, 2)).transpose(1, 2)
 
 
 def mixed(
@@ -66,12 +75,10 @@ def mixed(
         raise Refusal('method "axes" wants a window of two axes; "dense" takes a line')
     dtype = computing(torch.promote_types(generator.dtype, x.dtype))
     with exactly(x):
-        if by_axes(sides, method):
-            out: Tensor = _Axes.apply(generator.to(dtype), x.to(dtype), sides)  # type: ignore[no-untyped-call]
-            out = out if bias is None else out + bias.to(dtype)[:, None]
-            return out.to(x.dtype)
-        weights = Matrices.apply(generator.to(dtype), sides)  # type: ignore[no-untyped-call]
-        return applied(weights, x.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+        way = _Axes if by_axes(sides, method) else _Dense
+        shift = None if bias is None else bias.to(dtype)
+        out: Tensor = way.apply(generator.to(dtype), x.to(dtype), shift, sides)  # type: ignore[no-untyped-call]
+        return out.to(x.dtype)
 
 
 def by_axes(sides: tuple[int, ...], method: str) -> bool:
@@ -125,12 +132,42 @@ class _Applied(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, rows = ctx.saved_tensors
         g = grad.transpose(-1, -2).contiguous()
+        g_weights = _products(g, rows, len(weights)) if ctx.needs_input_grad[0] else None
         g_x = _times(g, weights, None).mT if ctx.needs_input_grad[1] else None
-        g_bias = grad.sum((*range(grad.dim() - 2), -1)) if ctx.biased else None
-        if not ctx.needs_input_grad[0]:
-            return None, g_x, g_bias
-        left, right = (t.view(-1, len(weights), t.shape[-1]).transpose(0, 1) for t in (g, rows))
-        return left.mT @ right, g_x, g_bias
+        return g_weights, g_x, _token_sums(grad) if ctx.biased else None
+
+
+class _Dense(torch.autograd.Function):
+    """`applied` with the `matrices` of a generator, which are made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, generator: Tensor, x: Tensor, bias: Tensor | None, sides: tuple[int, ...]) -> Tensor:
+        rows = x.transpose(-1, -2).contiguous()
+        ctx.save_for_backward(generator, rows)
+        ctx.sides, ctx.biased = sides, bias is not None
+        return _times(rows, matrices(generator, sides).mT, bias).mT
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        generator, rows = ctx.saved_tensors
+        g, g_c, g_x = grad.transpose(-1, -2).contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            g_c = lag_sums(_products(g, rows, len(generator)), ctx.sides)
+        if ctx.needs_input_grad[1]:
+            g_x = _times(g, matrices(generator, ctx.sides), None).mT
+        return g_c, g_x, _token_sums(grad) if ctx.biased else None, None
+
+
+def _products(g: Tensor, rows: Tensor, groups: int) -> Tensor:
+    """(groups, n_q, n_k): sums over the channels of each group of g (.., channels, n_q) times rows (.., channels,
+    n_k)."""
+    left, right = (t.view(-1, groups, t.shape[-1]).transpose(0, 1) for t in (g, rows))
+    return left.mT @ right
+
+
+def _token_sums(grad: Tensor) -> Tensor:
+    return grad.sum((*range(grad.dim() - 2), -1))
 
 
 def _times(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -173,79 +210,134 @@ def _fourier(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     return lags.to(device, dtype), into.to(device, dtype), back.to(device, dtype)
 
 
-def _spectral(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """(groups, w, 2 h, 2 h): per group and frequency of the columns, the complex Toeplitz matrix of the rows, written
-    with real numbers. A lag is key - query, so the spectrum of the weights is met conjugated."""
-    height, width = sides
-    lags, _, _ = _fourier(width, generator.dtype, generator.device)
-    real, imaginary = (toeplitz((generator @ part.T).transpose(1, 2), height) for part in lags)
-    return torch.cat([torch.cat([real, imaginary], -1), torch.cat([-imaginary, real], -1)], -2)
+def _spectra(generator: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """(groups, 2, w, 2 h - 1): real and imaginary part of each frequency of the columns, by the lag of the rows."""
+    lags, _, _ = _fourier(sides[1], generator.dtype, generator.device)
+    return (generator.unsqueeze(1) @ lags.mT).mT
 
 
-def _spectral_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """The transpose of `_spectral`."""
+def _spectra_back(grad: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """The transpose of `_spectra`."""
     lags, _, _ = _fourier(sides[1], grad.dtype, grad.device)
+    return (grad.mT @ lags).sum(1)
+
+
+def _slices(sides: tuple[int, ...]) -> list[slice]:
+    """Frequencies whose matrices are there at a time: of all of them they would take more than the cells do."""
+    height, width = sides
+    step = max(1, MATRICES // (4 * height * height))
+    return [slice(first, min(first + step, width)) for first in range(0, width, step)]
+
+
+def _matrix(spectrum: Tensor) -> Tensor:
+    """(2, f, 2 h - 1) to (f, 2 h, 2 h): the complex Toeplitz matrix of the rows for each frequency, in real numbers. A
+    lag is key - query, so the spectrum of the weights is met conjugated."""
+    _, count, lags = spectrum.shape
+    height = (lags + 1) // 2
+    real, imaginary = toeplitz(spectrum, height)
+    out = _like(spectrum, "matrix", count, 2 * height, 2 * height)
+    out[:, :height, :height], out[:, height:, height:] = real, real
+    out[:, :height, height:] = imaginary
+    torch.neg(imaginary, out=out[:, height:, :height])
+    return out
+
+
+def _matrix_sums(grad: Tensor) -> Tensor:
+    """The transpose of `_matrix`."""
     (a, b), (c, d) = (half.chunk(2, -1) for half in grad.chunk(2, -2))
-    found = [diagonal_sums(part).transpose(1, 2) for part in (a + d, b - c)]  # (groups, 2 h - 1, w)
-    return found[0] @ lags[0] + found[1] @ lags[1]
+    return diagonal_sums(torch.stack([a + d, b - c]))
 
 
 class _Axes(torch.autograd.Function):
+    """Some windows at a time, all groups of them: x as (w, h, groups, columns), so that the axis that is transformed
+    comes first and what belongs to a group is a matrix as it lies there."""
+
     @staticmethod
-    def forward(ctx: Any, generator: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
-        ctx.sides = sides
+    def forward(ctx: Any, generator: Tensor, x: Tensor, bias: Tensor | None, sides: tuple[int, ...]) -> Tensor:
+        ctx.sides, ctx.biased = sides, bias is not None
         ctx.save_for_backward(generator, x)
-        return _through(_spectral(generator, sides), x, sides)
+        spectra, (_, into, back) = _spectra(generator, sides), _fourier(sides[1], x.dtype, x.device)
+        out, cells = _cells(x.new_empty(x.shape), sides), _cells(x, sides)
+        for windows in _some(cells, sides):
+            columns = _columns(cells[windows], len(generator))
+            came = _transformed(into, columns, "came")
+            for group, spectrum in enumerate(spectra):
+                columns[:, :, group] = _returned(back, spectrum, came[:, :, group])
+            _put(columns, out[windows])
+        mixed = out.view(x.shape)
+        return mixed if bias is None else mixed.add_(bias[:, None])
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         generator, x = ctx.saved_tensors
-        spectral = _spectral(generator, ctx.sides)
-        g_x = _through(spectral.mT, grad, ctx.sides) if ctx.needs_input_grad[1] else None
-        g_c = _spectral_back(_correlated(grad, x, spectral, ctx.sides), ctx.sides) if ctx.needs_input_grad[0] else None
-        return g_c, g_x, None
+        sides, (_, into, back) = ctx.sides, _fourier(ctx.sides[1], x.dtype, x.device)
+        spectra = _spectra(generator, sides)
+        g_spectra = torch.zeros_like(spectra) if ctx.needs_input_grad[0] else None
+        g_x = _cells(x.new_empty(x.shape), sides) if ctx.needs_input_grad[1] else None
+        cells, grads = _cells(x, sides), _cells(grad, sides)
+        for windows in _some(cells, sides):
+            columns = _columns(grads[windows], len(generator))
+            left = _transformed(back.T, columns, "left")
+            if g_spectra is not None:
+                came = _transformed(into, _columns(cells[windows], len(generator)), "came")
+                for group, total in enumerate(g_spectra):
+                    for f in _slices(sides):
+                        into_matrix = _like(left, "matrix", f.stop - f.start, *[2 * sides[0]] * 2)
+                        torch.bmm(left[f, :, group], came[f, :, group].mT, out=into_matrix)
+                        total[:, f] += _matrix_sums(into_matrix)
+            if g_x is not None:
+                for group, spectrum in enumerate(spectra):
+                    columns[:, :, group] = _returned(into.T, spectrum, left[:, :, group], True)
+                _put(columns, g_x[windows])
+        g_c = None if g_spectra is None else _spectra_back(g_spectra, sides)
+        return g_c, None if g_x is None else g_x.view(x.shape), _token_sums(grad) if ctx.biased else None, None
 
 
-def _chunks(x: Tensor, groups: int, sides: tuple[int, ...]) -> tuple[Tensor, int]:
-    """x (windows, n, channels) seen as (windows, h, w, channels / groups, groups), and windows taken at a time."""
-    height, width = sides
-    cells = x.reshape(-1, height, width, x.shape[-1] // groups, groups)
-    a_window = 2 * width * height * cells.shape[3]
-    return cells, max(1, COLUMNS // max(a_window, 1))
+def _cells(x: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """(.., n, channels) as (windows, h, w, channels)."""
+    return x.reshape(-1, *sides, x.shape[-1])
 
 
-def _columns(cells: Tensor, windows: slice, group: int) -> Tensor:
-    """(w, h * columns) of some windows: the axis that is transformed comes first."""
-    part = cells[windows, ..., group].permute(2, 1, 0, 3)
-    return part.reshape(part.shape[0], -1)
+def _some(cells: Tensor, sides: tuple[int, ...]) -> Iterator[slice]:
+    """Windows that are taken at a time."""
+    step = max(1, COLUMNS // max(1, 2 * sides[0] * sides[1] * cells.shape[-1]))
+    return (slice(first, first + step) for first in range(0, len(cells), step))
 
 
-def _through(spectral: Tensor, x: Tensor, sides: tuple[int, ...]) -> Tensor:
-    height, width = sides
-    groups = spectral.shape[0]
-    _, into, back = _fourier(width, x.dtype, x.device)
-    cells, step = _chunks(x, groups, sides)
-    out = torch.empty(cells.shape, dtype=x.dtype, device=x.device)
-    for group in range(groups):
-        for first in range(0, len(cells), step):
-            windows = slice(first, first + step)
-            frequencies = (into @ _columns(cells, windows, group)).view(width, 2 * height, -1)
-            found = back @ (spectral[group] @ frequencies).view(2 * width, -1)
-            out[windows, ..., group] = found.view(width, height, -1, cells.shape[3]).permute(2, 1, 0, 3)
-    return out.view(x.shape)
+def _columns(cells: Tensor, groups: int) -> Tensor:
+    """A copy (w, h, groups, windows * channels / groups)."""
+    _, height, width, channels = cells.shape
+    parts = cells.reshape(*cells.shape[:3], channels // groups, groups)
+    parts = parts.permute(2, 1, 4, 0, 3)
+    return _like(cells, "columns", *parts.shape).copy_(parts).view(width, height, groups, -1)
 
 
-def _correlated(grad: Tensor, x: Tensor, spectral: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """The gradient of `spectral`."""
-    groups = spectral.shape[0]
-    _, into, back = _fourier(sides[1], x.dtype, x.device)
-    total, shape = torch.zeros_like(spectral), (sides[1], 2 * sides[0], -1)
-    (cells, step), (grads, _) = _chunks(x, groups, sides), _chunks(grad, groups, sides)
-    for group in range(groups):
-        for first in range(0, len(cells), step):
-            windows = slice(first, first + step)
-            came = (into @ _columns(cells, windows, group)).view(*shape)
-            left = (back.T @ _columns(grads, windows, group)).view(*shape)
-            total[group] += left @ came.mT
-    return total
+def _put(columns: Tensor, cells: Tensor) -> None:
+    """The way back: what `_columns` made of these cells, written into them."""
+    groups = columns.shape[2]
+    parts = cells.view(*cells.shape[:3], -1, groups)
+    parts.copy_(columns.view(*columns.shape[:3], len(cells), -1).permute(3, 1, 0, 4, 2))
+
+
+def _transformed(matrix: Tensor, columns: Tensor, name: str) -> Tensor:
+    """(w, h, groups, k) to (w frequencies, 2 h, groups, k), by a matrix (2 w, w)."""
+    width, height, groups, k = columns.shape
+    out = _like(columns, name, 2 * width, height * groups * k)
+    return torch.mm(matrix, columns.view(width, -1), out=out).view(width, 2 * height, groups, k)
+
+
+def _returned(matrix: Tensor, spectrum: Tensor, came: Tensor, transposed: bool = False) -> Tensor:
+    """One group (w frequencies, 2 h, k) times the matrices of its spectrum, and back to (w, h, k) by a matrix
+    (w, 2 w)."""
+    width, twice, k = came.shape
+    product = _like(came, "product", width, twice, k)
+    for f in _slices((twice // 2, width)):
+        square = _matrix(spectrum[:, f])
+        torch.bmm(square.mT if transposed else square, came[f], out=product[f])
+    out = _like(came, "returned", width, twice // 2 * k)
+    return torch.mm(matrix, product.view(2 * width, -1), out=out).view(width, twice // 2, k)
+
+
+def _like(x: Tensor, name: str, *shape: int) -> Tensor:
+    return _scratch.take(name, shape, x.dtype, x.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from relpos.lab.measure import encodings_of, parameters, peak_bytes
 from relpos.lab.progress import Notice
 from relpos.lab.settings import Settings
 from relpos.lab.train import Trained, evaluating, read_log
-from relpos.tasks import Evaluation
+from relpos.tasks import Artifact, Evaluation
+from relpos.tasks.base import lengths, pace
 
 RECORD = "evaluation.json"
+LARGEST_BATCH = 64  # weighed of a training by a recipe, whose batch may be more than one device holds
 FARTHEST_LAG = 512  # of the pictures: longer ones take long to probe and show no more
 
 
@@ -49,7 +52,8 @@ def assess(
     model = trained.model
     total, own = parameters(model)
     log = read_log(folder / "metrics.jsonl")
-    batch = move_data_to_device(task.batch(0, seed, settings.batch), next(model.parameters()).device)
+    size = min(settings.batch, LARGEST_BATCH) if settings.recipe else settings.batch
+    batch = move_data_to_device(task.batch(0, seed, size), next(model.parameters()).device)
     record: dict[str, Any] = {
         "encoding": encoding,
         "seed": seed,
@@ -57,37 +61,42 @@ def assess(
         "diverged": trained.diverged,
         "parameters": {"total": total, "encoding": own},
         "peak_bytes": peak_bytes(model, lambda: task.loss(model, batch)),
-        "tokens_per_second": _speed(log),
+        f"{pace(task)}_per_second": _speed(log, pace(task)),
         "lengths": {},
         "samples": [],
         "samples_refused": None,
         "lags": [],
     }
+    if getattr(task, "costs", ()):
+        with evaluating(model):
+            record["costs"] = {name: float(value) for name, value in task.cost(model).items()}
     if trained.diverged is None:
         with evaluating(model):
             record["lengths"] = _lengths(task, model, progress)
             if seed == settings.seeds[0]:  # the reports show one seed's
                 record["samples"], record["samples_refused"] = _samples(task, model, folder, seed)
-            record["lags"] = _store_lags(task, model, folder)
+            if hasattr(task, "pictures"):
+                record["pictures"] = _pictures(task, model, folder)
+            else:
+                record["lags"] = _store_lags(task, model, folder)
     write_json(folder / RECORD, record)
     return record
 
 
-def _speed(log: list[dict[str, Any]]) -> float | None:
-    """Training tokens a second at the median step, warming-up steps left out."""
-    timed = [line["tokens"] / line["seconds"] for line in log if line.get("seconds")]
+def _speed(log: list[dict[str, Any]], pace: str) -> float | None:
+    """Training tokens (or what else the pace counts) a second at the median step, warming-up steps left out."""
+    timed = [line[pace] / line["seconds"] for line in log if line.get("seconds")]
     return statistics.median(timed) if timed else None
 
 
 def _lengths(task: Any, model: nn.Module, progress: Notice) -> dict[str, Any]:
     """Test results by length. An encoding that refuses a length it was not built for is quoted, not fatal."""
     results: dict[str, Any] = {}
-    for multiple in task.multiples:
-        length = multiple * task.train_length
+    for length in lengths(task):
         try:
             result = task.evaluate(model, "test", length, progress=progress)
         except ValueError as error:
-            if multiple == min(task.multiples):
+            if length == task.train_length:
                 raise
             results[str(length)] = {"refused": f"cannot: {error}"}
             continue
@@ -123,9 +132,19 @@ def _samples(task: Any, model: nn.Module, folder: Path, seed: int) -> tuple[list
         artifacts = task.sample(model, directory, seed)
     except ValueError as error:
         return [], str(error)
+    return _listed(artifacts, folder), None
+
+
+def _pictures(task: Any, model: nn.Module, folder: Path) -> list[dict[str, str]]:
+    directory = folder / "pictures"
+    directory.mkdir(parents=True, exist_ok=True)
+    return _listed(task.pictures(model, directory), folder)
+
+
+def _listed(artifacts: Iterable[Artifact], folder: Path) -> list[dict[str, str]]:
     return [
         {"kind": each.kind, "title": each.title, "path": str(Path(each.path).relative_to(folder))} for each in artifacts
-    ], None
+    ]
 
 
 def _layer(model: nn.Module) -> tuple[int, int, bool]:

@@ -75,9 +75,18 @@ def read_json(path: Path) -> Any:
         raise RunDirectoryError(f"{path} is not readable JSON ({error}); delete it or start with --fresh") from error
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write weights, optimizer state, torch's random state and `progress` (JSON) to one file, atomically."""
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    average: nn.Module | None = None,
+) -> None:
+    """Write weights, their average where there is one, optimizer state, torch's random state and `progress` (JSON) to
+    one file, atomically."""
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.state_dict().items()}
     state = optimizer.state_dict()
     for index, slots in state["state"].items():
         for slot, value in slots.items():
@@ -91,7 +100,9 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     write_atomic(path, save(tensors, metadata=header))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, average: nn.Module | None = None
+) -> dict[str, Any]:
     """Put a checkpoint back in place and return its `progress`; RunDirectoryError when it is broken or foreign."""
     tensors: dict[str, Tensor] = {}
     try:
@@ -106,7 +117,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise RunDirectoryError(f"{path} is not a checkpoint of this version ({FORMAT}); delete it to train anew")
     try:
         model.load_state_dict(_part(tensors, "model."))
-    except RuntimeError as error:
+        if average is not None:
+            average.load_state_dict(_part(tensors, "average."))
+    except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"{path} holds another model: {error}; delete it to train anew") from error
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,15 +14,22 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from relpos.lab.arguments import contestant, known_presets, known_task, numbers
+from relpos.lab.errors import LabError
 from relpos.lab.labels import Contestant, assignments, merged, slug, split
 from relpos.lab.progress import Reporter
+from relpos.lab.settings import usual_preset
 
 IMPORTED: list[str] = []  # modules of --import, which worker processes import too
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="Name of a task, such as chorales.")]
 Out = Annotated[Path, typer.Option(help="Folder that holds the run directories.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run directory; made from the task by default.")]
-Preset = Annotated[str, typer.Option(help="demo: ten minutes. results: twenty minutes, three seeds, twice the steps.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="demo: ten minutes, the default of most tasks. results: twenty minutes, three seeds, twice the steps."
+    ),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of every model, in place of the preset's.")]
 Budget = Annotated[
     float | None, typer.Option(help="Minutes for everything: lowers the steps, alike for all encodings, until it fits.")
@@ -39,8 +47,19 @@ TaskOption = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="KEY=VALUE", help="Option of the task, such as path=FOLDER; may be repeated."),
 ]
+Data = Annotated[
+    Path | None, typer.Option(help="Your own data, a file or a folder; short for --task path=...", metavar="PATH")
+]
 Mixer = Annotated[
     str | None, typer.Option(help="softmax or kernelized, for all contestants; short for --model mixer=...")
+]
+Recipe = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe",
+        metavar="KEY=VALUE",
+        help="Field of the recipe of a long training, such as devices=2, parts=8 or epochs=100; may be repeated.",
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
@@ -72,9 +91,14 @@ class Plan:
 
 def train(
     task: Task,
-    encoding: Annotated[str, typer.Option(help="An encoding of `relpos list`, with options as in `relpos compare`.")],
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the data.")] = 0,
-    preset: Preset = "demo",
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="An encoding of `relpos list`, with options as in `relpos compare`; needed unless the task has one."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the weights and of the order of the data, 0 by default.")] = None,
+    preset: Preset = None,
     steps: Steps = None,
     budget: Budget = None,
     batch: Batch = None,
@@ -82,6 +106,8 @@ def train(
     model: Model = None,
     mixer: Mixer = None,
     task_option: TaskOption = None,
+    data: Data = None,
+    recipe: Recipe = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -92,9 +118,11 @@ def train(
 
     Example: [bold]relpos train chorales --encoding t5 --steps 500[/bold]
     """
-    chosen = (contestant(encoding),)
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": (seed,)}
-    plan = Plan(task, task_option, chosen, preset, changes)
+    own, preset = known_presets(task), preset or usual_preset(known_presets(task))
+    chosen = (contestant(encoding or only_encoding(task, own.get(preset, {}))),)
+    seeds = tuple(own.get(preset, {}).get("seeds", (0,)))[:1] if seed is None else (seed,)
+    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": seeds, **recipe_of(recipe)}
+    plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{slug(chosen[0].label)}"), fresh, None, save_every, workers)
 
 
@@ -104,7 +132,7 @@ def compare(
         str | None, typer.Option(help="Contestants, comma-separated; six encodings by default.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, comma-separated, such as 0,1.")] = None,
-    preset: Preset = "demo",
+    preset: Preset = None,
     steps: Steps = None,
     budget: Budget = None,
     batch: Batch = None,
@@ -112,6 +140,8 @@ def compare(
     model: Model = None,
     mixer: Mixer = None,
     task_option: TaskOption = None,
+    data: Data = None,
+    recipe: Recipe = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -130,8 +160,9 @@ def compare(
     """
     chosen = None if encodings is None else tuple(contestant(word) for word in split(encodings))
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": whole}
-    plan = Plan(task, task_option, chosen, preset, changes)
+    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": whole, **recipe_of(recipe)}
+    preset = preset or usual_preset(known_presets(task))
+    plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{preset}"), fresh, markdown, save_every, workers)
 
 
@@ -162,6 +193,29 @@ def sizes(
     return {"steps": steps, "budget": budget, "batch": batch, "rates": chosen, "model": assignments(words) or None}
 
 
+def recipe_of(words: list[str] | None) -> dict[str, Any]:
+    """What is said of the recipe, as changes of a preset; LabError for a field that there is not."""
+    if not words:
+        return {}
+    from relpos.lab.recipe import Recipe as Fields
+
+    Fields.of(assignments(words))
+    return {"recipe": assignments(words)}
+
+
+def with_data(options: list[str] | None, data: Path | None) -> list[str] | None:
+    """The options of a task with its path among them."""
+    return options if data is None else [*(options or []), f"path={data}"]
+
+
+def only_encoding(task: str, preset: Mapping[str, Any]) -> str:
+    """The encoding that a preset names, where it is one alone."""
+    named = preset.get("encodings", ())
+    if len(named) != 1:
+        raise LabError(f"say with which encoding {task} is trained, such as --encoding rope; `relpos list` shows them")
+    return str(named[0])
+
+
 def compare_and_report(
     plan: Plan, path: Path, fresh: bool, markdown: Path | None, save_every: float, workers: int | None
 ) -> None:
@@ -181,7 +235,10 @@ def compare_and_report(
     from relpos.lab.compare import without_the_unable
     from relpos.lab.environment import side_by_side
     from relpos.lab.jobs import Crew
+    from relpos.lab.recipe import in_steps
 
+    if plan.changes["steps"] is None:
+        settings = in_steps(task, settings, reporter)
     if plan.contestants is None:
         settings = without_the_unable(task, settings, reporter)
     crew = Crew(workers or side_by_side(settings.threads), tuple(IMPORTED), save_every)

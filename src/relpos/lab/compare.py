@@ -24,6 +24,7 @@ from relpos.lab.results import shown
 from relpos.lab.run import Run, claim
 from relpos.lab.settings import Settings
 from relpos.lab.train import build, read_log
+from relpos.tasks.base import Measure, lengths, measure, pace
 
 # Share of a time budget that training may take; the rest is for evaluation, samples and the report.
 TRAINING_SHARE = 0.7
@@ -64,8 +65,19 @@ def compare(
 
 def _about(task: Any) -> dict[str, object]:
     """What the reports say of the task; stored, so that they need not make it again."""
-    metrics = [dataclasses.asdict(metric) for metric in task.metrics]
-    return {"title": task.title, "source": task.source, "unit": task.unit, "metrics": metrics}
+    about = {
+        "title": task.title,
+        "source": task.source,
+        "unit": task.unit,
+        "metrics": [dataclasses.asdict(metric) for metric in task.metrics],
+    }
+    if pace(task) != "tokens":
+        about["pace"] = pace(task)
+    if measure(task) != Measure():
+        about["measure"] = dataclasses.asdict(measure(task))
+    if costs := getattr(task, "costs", ()):
+        about["costs"] = [dataclasses.asdict(cost) for cost in costs]
+    return about
 
 
 def without_the_unable(task: Any, settings: Settings, reporter: Reporter) -> Settings:
@@ -229,12 +241,11 @@ def _baselines(task: Any, run: Run, reporter: Reporter) -> None:
     file = run.path / "baselines.json"
     if file.exists():
         return
-    lengths = [multiple * task.train_length for multiple in task.multiples]
     with reporter.step("baselines") as progress:
         values = {}
-        for index, length in enumerate(lengths):
+        for index, length in enumerate(lengths(task)):
             values[str(length)] = _baseline_values(task, length)
-            progress(index + 1, len(lengths))
+            progress(index + 1, len(lengths(task)))
     write_json(file, {"train_length": task.train_length, "values": values})
 
 

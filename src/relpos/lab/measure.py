@@ -15,9 +15,10 @@ from relpos.encodings.base import Encoding
 
 
 def encodings_of(model: nn.Module) -> list[tuple[str, Encoding]]:
-    """The (name, encoding) pairs a model declares, each shared encoding once."""
+    """The (name, encoding) pairs a model declares, or those among its parts; each shared encoding once."""
     listed = getattr(model, "encodings", None)
-    pairs: Iterable[tuple[str, Encoding]] = listed() if callable(listed) else ()
+    among = ((name, part) for name, part in model.named_modules() if isinstance(part, Encoding))
+    pairs: Iterable[tuple[str, Encoding]] = listed() if callable(listed) else among
     seen: dict[int, tuple[str, Encoding]] = {}
     for name, encoding in pairs:
         if encoding is not None:

@@ -58,7 +58,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def by_length(results: Results, metric: Metric) -> Figure:
-    """A metric against the context length, which is on a logarithmic scale, as is a loss; bars: spread over seeds."""
+    """A metric against the length, which is on a logarithmic scale, as is a loss; bars: spread over seeds."""
     figure, axes = _figure(6.0, 4.6)
     lowest = np.inf
     for index, row in enumerate(results.rows):
@@ -78,7 +78,9 @@ def by_length(results: Results, metric: Metric) -> Figure:
             **look(index),
         )
         lowest = min(lowest, *(mean for _, _, mean in known))
-    _baseline(axes, results, metric, results.lengths[-1])
+    _baseline(axes, results, metric, results.opening)
+    if results.lengths[0] < results.train_length:  # else it is where the lines begin
+        axes.axvline(results.train_length, color=GREY, linewidth=1, linestyle=":", label=results.measure.trained)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(results.lengths)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -86,7 +88,7 @@ def by_length(results: Results, metric: Metric) -> Figure:
     if not metric.higher_is_better and 0 < lowest < np.inf:
         axes.set_yscale("log")
         _plain_log_ticks(axes)
-    axes.set_xlabel("context length at evaluation (tokens)")
+    axes.set_xlabel(f"{results.measure.noun} at evaluation ({results.measure.unit})")
     axes.set_ylabel(_label(metric, "test "))
     _legend(figure, axes)
     return figure

@@ -14,5 +14,5 @@ def prepare(task: Any, reporter: Reporter) -> None:
     with reporter.step(f"preparing {task.name}") as progress:
         try:
             task.prepare(progress=progress)
-        except (OSError, ValueError, FetchError) as error:
+        except (OSError, ValueError, FetchError, ModuleNotFoundError) as error:
             raise LabError(f"the data of {task.name} cannot be had: {error}") from error

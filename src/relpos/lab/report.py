@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from relpos.lab import plots
 from relpos.lab.checkpoint import write_atomic
 from relpos.lab.errors import RunDirectoryError
-from relpos.lab.results import REMEASURE, Results, Row, Value, collect, learned_lags, spread_name
+from relpos.lab.headline import cell_text, headline
+from relpos.lab.results import REMEASURE, Results, Row, collect, learned_lags, spread_name
 from relpos.lab.run import Run
 from relpos.tasks import Metric
 
@@ -46,73 +47,18 @@ def write_markdown(run: Run, path: Path) -> Path:
     figures = _figures(results)
     for each in figures:
         write_atomic(path.parent / path.stem / f"{each.name}.png", plots.png(each.figure))
+    pictures = []
+    for row in results.rows:
+        folder = results.run.model(row.encoding, row.records[0]["seed"])
+        for each in row.records[0].get("pictures", ()):
+            name = f"{folder.name}-{Path(each['path']).name}"
+            write_atomic(path.parent / path.stem / name, (folder / each["path"]).read_bytes())
+            pictures.append({"name": name, "encoding": row.encoding, "title": each["title"]})
     facts = {**_facts(results), "table": markdown_table(results), "folder": path.stem, "figures": figures}
+    facts["pictures"] = pictures
     page = _templates().get_template("report.md").render(facts)
     write_atomic(path, page.encode())
     return path
-
-
-def headline(results: Results) -> str:
-    """The result in a few sentences, from the numbers alone; contestants within each other's spread share a place."""
-    metric, longest, short = results.metrics[0], results.lengths[-1], results.train_length
-    if not results.ranked(metric, longest):
-        return f"No contestant could be evaluated at {longest} tokens." + _diverged(results)
-    place = f"At {longest / short:g} times the training length ({longest} tokens), " if longest != short else ""
-    text = f"{place}{_leaders(results, metric, longest)} best: {metric.title} {_first(results, metric, longest)}"
-    text += f" {metric.unit}".rstrip()
-    best, baseline = results.ranked(metric, longest)[0], results.best_baseline(metric, longest)
-    mean = best.values[metric.name][longest].mean
-    if baseline is not None and mean is not None:
-        way = "above" if mean > baseline[1] else "below"
-        text += f", {metric.text(abs(mean - baseline[1]))} {way} the best trivial predictor ({baseline[0]})"
-    text += "."
-    if longest != short and results.ranked(metric, short):
-        text += _with_length(results, metric)
-    return text + _diverged(results)
-
-
-def _with_length(results: Results, metric: Metric) -> str:
-    """What the contestants do at the training length, and who loses most beyond it."""
-    short, longest = results.train_length, results.lengths[-1]
-    near, far = results.tied(metric, short), results.tied(metric, longest)
-    if near[0] is far[0] and len(near) == len(far) == 1:
-        text = f" So it is at the training length ({short} tokens: {_first(results, metric, short)})."
-    else:
-        text = f" At the training length ({short} tokens) {_leaders(results, metric, short)} best"
-        text += f" ({_first(results, metric, short)})."
-    pairs = [(row, row.values[metric.name][short].mean, row.values[metric.name][longest].mean) for row in results.rows]
-    known = [(row, a, b) for row, a, b in pairs if a is not None and b is not None]
-    row, a, b = min(known, key=lambda each: metric.gain(each[2], each[1]))
-    if metric.gain(b, a) < -0.05 * abs(a):
-        change = metric.text(b - a, sign=True)
-        text += f" {row.encoding} loses most with length: {change} from {short} to {longest} tokens."
-    return text
-
-
-def _first(results: Results, metric: Metric, length: int) -> str:
-    return cell_text(metric, results.ranked(metric, length)[0].values[metric.name][length])
-
-
-def _leaders(results: Results, metric: Metric, length: int) -> str:
-    """The best contestant with its verb, or all that share the first place."""
-    names = [row.encoding for row in results.tied(metric, length)]
-    return f"{names[0]} is" if len(names) == 1 else f"{_list(names)} (equal within their spread) are"
-
-
-def _list(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-
-
-def _diverged(results: Results) -> str:
-    names = [row.encoding for row in results.rows if row.diverged]
-    return f" {_list(names)} diverged in training." if names else ""
-
-
-def cell_text(metric: Metric, value: Value) -> str:
-    """`1.234 ± 0.005`, or a dash where there is no number."""
-    if value.mean is None:
-        return "-"
-    return metric.text(value.mean) + (f" ± {metric.text(value.spread)}" if value.spread is not None else "")
 
 
 def measured(results: Results) -> str:
@@ -150,13 +96,16 @@ def csv_table(results: Results) -> str:
     columns = _columns(results)
     heads = [each for m, n in columns for each in (f"{m.name}_{n}", f"{m.name}_spread_{n}")]
     refused = [f"refused_{n}" for n in results.lengths]
-    tail = ["parameters", "encoding_parameters", "tokens_per_second", "peak_bytes", "learning_rate", "seeds"]
+    tail = ["parameters", "encoding_parameters", *(cost.name for cost in results.costs)]
+    tail += [f"{results.pace}_per_second", "peak_bytes", "learning_rate", "seeds"]
     writer.writerow(["name", "kind", *heads, *refused, *tail])
     for row in results.rows:
         values = [row.values[m.name][n] for m, n in columns]
         cells = [each for value in values for each in (value.mean, value.spread)]
         reasons = [row.values[results.loss.name][n].refused for n in results.lengths]
-        tail_cells = [row.parameters, row.own_parameters, row.speed, row.peak_bytes, row.rate, len(row.records)]
+        costs = [row.costs[cost.name] for cost in results.costs]
+        rest = [row.speed, row.peak_bytes, row.rate, len(row.records)]
+        tail_cells = [row.parameters, row.own_parameters, *costs, *rest]
         writer.writerow([row.encoding, "encoding", *cells, *reasons, *tail_cells])
     for name, known in results.baselines.items():
         cells = [each for m, n in columns for each in (known.get(m.name, {}).get(n), None)]
@@ -168,17 +117,33 @@ def markdown_table(results: Results) -> str:
     """The table of the report in markdown."""
     columns = _columns(results)
     several = len(results.lengths) > 1
-    heads = [f"{m.title} at {n} ({n / results.train_length:g}x)" if several else m.title for m, n in columns]
-    heads += ["parameters (encoding)", "tokens/s", "step memory (MiB)"]
+    heads = [f"{m.title} at {n} ({_times(results, n)})" if several else m.title for m, n in columns]
+    heads += ["parameters (encoding)", *(_cost_head(cost) for cost in results.costs)]
+    heads += [f"{_training(results)}{results.pace}/s", "step memory (MiB)"]
     lines = ["| encoding | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for row in results.rows:
         cells = [_markdown_cell(results, row, m, n) for m, n in columns]
-        cells += [f"{row.parameters:,} ({row.own_parameters:,})", _speed(row), f"{row.peak_bytes / 2**20:.1f}"]
+        cells += [f"{row.parameters:,} ({row.own_parameters:,})"]
+        cells += [cost.text(row.costs[cost.name]) for cost in results.costs]
+        cells += [_speed(row), f"{row.peak_bytes / 2**20:.1f}"]
         lines.append(f"| {row.encoding} | " + " | ".join(cells) + " |")
     for name in results.baselines:
         cells = [_baseline_text(results, name, m, n) for m, n in columns]
-        lines.append(f"| *{name}* (baseline) | " + " | ".join(cells) + " | | | |")
+        lines.append(f"| *{name}* (baseline) | " + " | ".join(cells) + " |" + " |" * (3 + len(results.costs)))
     return "\n".join(lines) + "\n"
+
+
+def _times(results: Results, length: int) -> str:
+    return f"{length / results.train_length:.3g}x"
+
+
+def _cost_head(cost: Metric) -> str:
+    return cost.title + (f" ({cost.unit})" if cost.unit else "")
+
+
+def _training(results: Results) -> str:
+    """Before the speed's unit: where there are costs another speed may be among them."""
+    return "training " if results.costs else ""
 
 
 def _markdown_cell(results: Results, row: Row, metric: Metric, length: int) -> str:
@@ -233,8 +198,11 @@ def _figures(results: Results) -> list[Drawn]:
     for metric in results.metrics:
         title = f"{metric.title[:1].upper()}{metric.title[1:]}"
         if len(results.lengths) > 1:
-            axes = "Length logarithmic" if metric.higher_is_better else "Both axes logarithmic"
-            figure, title = plots.by_length(results, metric), f"{title} against context length"
+            noun = results.measure.noun
+            axes = (
+                f"{noun.split()[-1].capitalize()} logarithmic" if metric.higher_is_better else "Both axes logarithmic"
+            )
+            figure, title = plots.by_length(results, metric), f"{title} against {noun}"
             drawn.append(Drawn(f"{metric.name}-by-length", figure, title, f"{axes}; bars: {spread}."))
         else:
             caption = "A dot a seed, an upright bar at their mean, which is written at the right."
@@ -264,6 +232,8 @@ def _facts(results: Results) -> dict[str, Any]:
         "spread": spread_name(len(run.settings.seeds)),
         "lengths": results.lengths,
         "train_length": results.train_length,
+        "measure": results.measure,
+        "pace": results.pace,
         "source": run.config.get("source", ""),
         "data": {name: plain_text(value) for name, value in run.config["data"].items() if name != "source"},
         "environment": results.environment,
@@ -280,19 +250,25 @@ def _page(results: Results) -> dict[str, Any]:
     ]
     several = len(results.lengths) > 1
     shared, samples = _samples(results)
+    drawn = _pictures(results)
     return {
         **_facts(results),
         "figures": figures,
         "columns": [
-            {"title": m.title, "length": f"at {n}, {n / results.train_length:g}x training length" if several else ""}
+            {
+                "title": m.title,
+                "length": f"at {n}, {_times(results, n)} {results.measure.trained}" if several else "",
+            }
             for m, n in _columns(results)
         ],
+        "costs": [{"title": cost.title, "unit": cost.unit} for cost in results.costs],
         "rows": [_row(results, row, index) for index, row in enumerate(results.rows)],
         "baselines": [
             {"name": name, "cells": [_baseline_text(results, name, m, n) for m, n in _columns(results)]}
             for name in results.baselines
         ],
-        "lag_pictures": [_lag_picture(results, row, index) for index, row in enumerate(results.rows)],
+        "lag_pictures": [] if drawn else [_lag_picture(results, row, index) for index, row in enumerate(results.rows)],
+        "pictures": drawn,
         "shared_samples": shared,
         "samples": samples,
     }
@@ -305,6 +281,7 @@ def _row(results: Results, row: Row, index: int) -> dict[str, Any]:
         "cells": _cells(results, row),
         "parameters": f"{row.parameters:,}",
         "own": f"{row.own_parameters:,}",
+        "costs": [cost.text(row.costs[cost.name]) for cost in results.costs],
         "speed": _speed(row),
         "memory": f"{row.peak_bytes / 2**20:.1f}",
         "rate": f"{row.rate:g}",
@@ -341,6 +318,22 @@ def _lag_picture(results: Results, row: Row, index: int) -> dict[str, Any]:
         "uri": plots.data_uri(plots.svg(figure), SVG) if figure is not None else None,
         "note": note,
     }
+
+
+def _pictures(results: Results) -> list[dict[str, Any]]:
+    """What the task has drawn of each contestant's first model; [] where it leaves that to the pictures by lag."""
+    groups = [
+        {
+            "name": row.encoding,
+            "colour": plots.look(index)["color"],
+            "items": [
+                _artifact(results.run.model(row.encoding, row.records[0]["seed"]), each)
+                for each in row.records[0].get("pictures", ())
+            ],
+        }
+        for index, row in enumerate(results.rows)
+    ]
+    return groups if any(group["items"] for group in groups) else []
 
 
 def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

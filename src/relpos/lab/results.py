@@ -17,6 +17,7 @@ from relpos.lab.errors import RunDirectoryError
 from relpos.lab.run import Run
 from relpos.lab.train import read_log
 from relpos.tasks import Metric
+from relpos.tasks.base import Measure
 
 REMEASURE = "delete the evaluation.json beside it and run the command that made the run again, to measure it anew"
 
@@ -42,6 +43,7 @@ class Row:
     own_parameters: int
     speed: float | None
     peak_bytes: int
+    costs: dict[str, float]
     records: tuple[dict[str, Any], ...]
     logs: tuple[list[dict[str, Any]], ...]
 
@@ -55,8 +57,9 @@ class Row:
 class Results:
     """A run as numbers.
 
-    lengths: ascending, the training length first. metrics: the task's own, then the loss; a report opens with the
-    first. baselines: ``[name][metric name][length]``, where there is a value.
+    lengths: ascending, the training length among them. metrics: the task's own, then the loss; a report opens with the
+    first. baselines: ``[name][metric name][length]``, where there is a value. costs: what else a contestant's row has.
+    measure, pace: how lengths are spoken of, and what the speed counts.
     """
 
     run: Run
@@ -66,10 +69,15 @@ class Results:
     baselines: dict[str, dict[str, dict[int, float]]]
     rates: dict[str, Any]
     environment: dict[str, Any]
+    train_length: int
+    measure: Measure
+    pace: str
+    costs: tuple[Metric, ...]
 
     @property
-    def train_length(self) -> int:
-        return self.lengths[0]
+    def opening(self) -> int:
+        """The length that a report opens with: the longest; the training length where there are shorter ones too."""
+        return self.lengths[-1] if self.lengths[0] == self.train_length else self.train_length
 
     @property
     def loss(self) -> Metric:
@@ -140,7 +148,8 @@ def collect(run: Run) -> Results:
 
 def _collect(run: Run) -> Results:
     settings = run.settings
-    baselines = read_json(run.path / "baselines.json")["values"]
+    stored = read_json(run.path / "baselines.json")
+    baselines = stored["values"]
     by_name: dict[str, dict[str, dict[int, float]]] = {}
     for length, rows in baselines.items():
         for name, values in rows.items():
@@ -148,21 +157,34 @@ def _collect(run: Run) -> Results:
                 by_name.setdefault(name, {}).setdefault(metric, {})[int(length)] = value
     lengths = tuple(sorted(int(length) for length in baselines))
     metrics = shown((Metric(**each) for each in run.config["metrics"]), run.config["unit"])
+    costs = tuple(Metric(**each) for each in run.config.get("costs", ()))
+    pace = run.config.get("pace", "tokens")
     return Results(
         run=run,
-        rows=tuple(_row(run, encoding, metrics, lengths) for encoding in settings.encodings),
+        rows=tuple(_row(run, encoding, metrics, lengths, costs, pace) for encoding in settings.encodings),
         metrics=metrics,
         lengths=lengths,
         baselines=by_name,
         rates=read_json(run.path / "rates.json"),
         environment=read_json(run.path / "environment.json"),
+        train_length=stored["train_length"],
+        measure=Measure(**run.config.get("measure", {})),
+        pace=pace,
+        costs=costs,
     )
 
 
-def _row(run: Run, encoding: str, metrics: tuple[Metric, ...], lengths: tuple[int, ...]) -> Row:
+def _row(
+    run: Run,
+    encoding: str,
+    metrics: tuple[Metric, ...],
+    lengths: tuple[int, ...],
+    costs: tuple[Metric, ...],
+    pace: str,
+) -> Row:
     folders = [run.model(encoding, seed) for seed in run.settings.seeds]
     records = tuple(read_record(folder) for folder in folders)
-    speeds = [record["tokens_per_second"] for record in records if record["tokens_per_second"]]
+    speeds = [speed for record in records if (speed := record[f"{pace}_per_second"])]
     return Row(
         encoding=encoding,
         rate=records[0]["rate"],
@@ -171,6 +193,7 @@ def _row(run: Run, encoding: str, metrics: tuple[Metric, ...], lengths: tuple[in
         own_parameters=records[0]["parameters"]["encoding"],
         speed=statistics.median(speeds) if speeds else None,
         peak_bytes=max(record["peak_bytes"] for record in records),
+        costs={cost.name: statistics.median(record["costs"][cost.name] for record in records) for cost in costs},
         records=records,
         logs=tuple(read_log(folder / "metrics.jsonl") for folder in folders),
     )

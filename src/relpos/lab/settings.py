@@ -20,6 +20,7 @@ class Settings:
     (`sweep_steps` steps each, first seed, judged on the validation split) before its real training.
     threads: of each training, which sums depend on; several models are trained side by side instead.
     budget: minutes for everything, or None; when given it may lower `steps`, alike for all encodings.
+    recipe: what a long training on large data does otherwise than the usual small one; see `relpos.lab.recipe`.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Settings:
     model: dict[str, object] = field(default_factory=dict)
     task_options: dict[str, object] = field(default_factory=dict)
     preset: str = "demo"
+    recipe: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("encodings", "seeds", "rates"):
@@ -67,8 +69,9 @@ class Settings:
         return contestant.encoding, labels.merged(self.model, contestant.options)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON types, in the order of the fields."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain JSON types, in the order of the fields; an empty recipe is left out."""
+        stored = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in stored.items() if name != "recipe" or value}
 
     @classmethod
     def from_dict(cls, stored: dict[str, object]) -> Settings:
@@ -106,6 +109,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def usual_preset(sizes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The preset where none is named: "demo", or the first of a task that has others but no "demo"."""
+    return "demo" if "demo" in sizes or not sizes else next(iter(sizes))
+
+
 def preset(
     name: str,
     task: str,
@@ -116,8 +124,8 @@ def preset(
     """Settings of a named preset, with a task's own sizes over it and the given changes over both.
 
     A preset that only the task knows is filled up from "results".
-    None among the changes means "as the preset has it"; `model` is merged key by key. Steps given without a budget
-    are kept, whatever time they take; one rate given needs no sweep.
+    None among the changes means "as the preset has it"; `model` and `recipe` are merged key by key. Steps given without
+    a budget are kept, whatever time they take; one rate given needs no sweep.
     """
     own = sizes or {}
     if name not in PRESETS and name not in own:
@@ -128,6 +136,7 @@ def preset(
     if "steps" in given and "budget" not in given:
         values["budget"] = None
     given["model"] = labels.merged(values["model"], given.get("model", {}))
+    given["recipe"] = labels.merged(values.get("recipe", {}), given.get("recipe", {}))
     values |= given
     if len(values["rates"]) == 1:
         values["sweep_steps"] = 0

@@ -5,11 +5,12 @@ Everything a step depends on is either a pure function of (settings, seed, step)
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,26 +23,26 @@ from torch import nn
 
 from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from relpos.lab.measure import parameter_groups
-from relpos.lab.progress import Notice
+from relpos.lab.progress import Notice, Reporter
+from relpos.lab.recipe import Average, Recipe, batches
 from relpos.lab.settings import Settings
+from relpos.tasks.base import amount, pace
 
 CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 20.0  # seconds between checkpoints
 UNTIMED = 5  # first steps of a process, spent on warming caches: left out of the speed
 
 
-def fabric() -> Fabric:
-    """One device: a GPU where there is one, else the CPU."""
-    return Fabric(accelerator="auto", devices=1)
+def learning_rate(step: int, steps: int, peak: float, warmup: float, first: float = 0.0, last: float = 0.1) -> float:
+    """Linear warm-up over the first share `warmup` of the steps, then a cosine.
 
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over the first share `warmup` of the steps, then a cosine down to a tenth of the peak."""
+    first, last: shares of the peak at which the warm-up starts and the cosine ends.
+    """
     ramp = max(1, round(warmup * steps))
     if step < ramp:
-        return peak * (step + 1) / ramp
+        return first * peak + (1 - first) * (peak * (step + 1) / ramp)
     done = (step - ramp) / max(1, steps - ramp)
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 @contextmanager
@@ -64,6 +65,20 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """Ctrl-C is left to others for a while; it is heard as ever outside the main thread, where it does not arrive."""
+    try:
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -127,39 +142,163 @@ def train_model(
     encoding: a label of the settings.
     Ctrl-C saves a checkpoint between two steps and raises KeyboardInterrupt.
     save_every: seconds between checkpoints (has no influence on the weights).
+    Where the settings have a recipe for several devices, a process of its own trains on each.
     """
-    device = fabric()
+    recipe = Recipe.of(settings.recipe)
+    recipe.check(settings.batch)
+    arguments = (task, settings, encoding, seed, rate, steps, folder)
+    if recipe.count() == 1:
+        return _train(recipe.fabric(), *arguments, progress, save_every)
+    with ignored_interrupts():  # the processes hear Ctrl-C themselves, and save before they end
+        # Bound and not passed on: Lightning goes through what it passes, and stops at a frozen record.
+        work = functools.partial(_train_one_of_several, arguments=arguments, save_every=save_every)
+        outcome = recipe.fabric().launch(work)
+    if outcome == "stopped":
+        raise KeyboardInterrupt
+    return _train(Recipe.of({**settings.recipe, "devices": 1}).fabric(), *arguments, progress, save_every)
+
+
+Arguments = tuple[Any, Settings, str, int, float, int, Path]
+"""Task, settings, encoding, seed, rate, steps and folder."""
+
+
+def _train_one_of_several(device: Fabric, arguments: Arguments, save_every: float) -> str:
+    """A process of several; the first tells of its progress by lines."""
+    reporter = Reporter(quiet=not device.is_global_zero)
+    try:
+        with reporter.step(f"training on {device.world_size} devices") as step:
+            _train(device, *arguments, step, save_every)
+    except KeyboardInterrupt:
+        return "stopped"
+    return "done"
+
+
+def _train(
+    device: Fabric,
+    task: Any,
+    settings: Settings,
+    encoding: str,
+    seed: int,
+    rate: float,
+    steps: int,
+    folder: Path,
+    progress: Notice,
+    save_every: float,
+) -> Trained:
+    recipe = Recipe.of(settings.recipe)
     torch.manual_seed(seed)
     network = build(task, settings, encoding)
-    optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(network, settings.weight_decay), lr=rate, betas=recipe.betas, eps=recipe.eps
+    )
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
     state: dict[str, Any] = {"step": 0, "diverged": None}
     wrapped, prepared = device.setup(network, optimizer)
+    average = None if recipe.average is None else Average(network, recipe.average)
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, network, optimizer)
-    if state["step"] >= steps or state["diverged"] is not None:
-        return Trained(network, state["diverged"])
-    log = Log(folder / "metrics.jsonl", state["step"])
-    try:
-        with stop_requests() as stops:
-            saved, first = time.monotonic(), state["step"]
-            while state["step"] < steps and state["diverged"] is None:
-                line = _step(device, task, settings, wrapped, prepared, state["step"], steps, seed, rate)
-                _count(line, state, untimed=state["step"] - first < UNTIMED)
-                if _validates(state["step"], steps, settings.validations) and state["diverged"] is None:
-                    line["validation"] = validation_loss(task, network)
-                log.write(line)
-                progress(state["step"], steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
-                finished = state["step"] >= steps or state["diverged"] is not None
-                if finished or stops or time.monotonic() - saved >= save_every:
-                    save_checkpoint(checkpoint, network, optimizer, state)
-                    saved = time.monotonic()
-                if stops:
-                    raise KeyboardInterrupt
-    finally:
-        log.close()
+        state = load_checkpoint(checkpoint, network, optimizer, average)
+    if state["step"] < steps and state["diverged"] is None:
+        log = Log(folder / "metrics.jsonl", state["step"]) if device.is_global_zero else None
+        own = (device.global_rank, device.world_size)
+        source = batches(task, seed, settings.batch, state["step"], steps, recipe.loaders, *own)
+
+        def write(line: dict[str, Any]) -> None:
+            if log is not None:
+                _note(log, line, task, settings, network, state["step"], steps, progress)
+
+        def save() -> None:
+            if log is not None:
+                save_checkpoint(checkpoint, network, optimizer, state, average)
+
+        def take() -> dict[str, Any]:
+            if device.world_size > 1:  # a checkpoint holds one random state, not one a process: it is drawn anew
+                torch.manual_seed(hash((seed, state["step"], device.global_rank)) % 2**63)
+            line = _step(device, task, settings, wrapped, prepared, next(source), state["step"], steps, rate)
+            if average is not None and line["loss"] is not None:
+                average.update(network)
+            return line
+
+        try:
+            _loop(device, state, steps, save_every, take, write, save)
+        finally:
+            if log is not None:
+                log.close()
+    if average is not None:
+        average.put_into(network)
     return Trained(network, state["diverged"])
+
+
+def _loop(
+    device: Fabric,
+    state: dict[str, Any],
+    steps: int,
+    save_every: float,
+    take: Callable[[], dict[str, Any]],
+    write: Callable[[dict[str, Any]], None],
+    save: Callable[[], None],
+) -> None:
+    """Takes steps until the last, a loss that is no number, or Ctrl-C; saves now and then and at the end."""
+    with stop_requests() as stops:
+        saved, first = time.monotonic(), state["step"]
+        while state["step"] < steps and state["diverged"] is None:
+            line = take()
+            _count(line, state, untimed=state["step"] - first < UNTIMED)
+            write(line)
+            stopped = _any(device, bool(stops))
+            finished = state["step"] >= steps or state["diverged"] is not None
+            if finished or stopped or time.monotonic() - saved >= save_every:
+                save()
+                saved = time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt
+
+
+def _note(
+    log: Log,
+    line: dict[str, Any],
+    task: Any,
+    settings: Settings,
+    network: nn.Module,
+    step: int,
+    steps: int,
+    progress: Notice,
+) -> None:
+    """One line of the log, with the validation loss where it is due."""
+    if _validates(step, steps, settings.validations) and line["loss"] is not None:
+        line["validation"] = validation_loss(task, network)
+    log.write(line)
+    progress(step, steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
+
+
+def _any(device: Fabric, here: bool) -> bool:
+    """True on every device where it is true on one: they must leave the loop at the same step."""
+    if device.world_size == 1:
+        return here
+    return bool(device.all_reduce(torch.tensor(float(here), device=device.device), reduce_op="sum"))
+
+
+def _backward(device: Fabric, task: Any, model: Any, batch: Any, parts: int) -> float:
+    """Adds the gradients of a batch, in parts where asked, and returns its loss over all devices.
+
+    Where the loss is no finite number there may be no gradients.
+    """
+    if parts == 1 and device.world_size == 1:
+        loss = task.loss(model, batch)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            device.backward(loss)
+        return value
+    whole = batch if isinstance(batch, tuple | list) else (batch,)
+    pieces = list(zip(*(tensor.chunk(parts) for tensor in whole)))
+    total = torch.zeros((), device=device.device)
+    for index, piece in enumerate(pieces):
+        share = len(piece[0]) / len(whole[0])
+        with device.no_backward_sync(model, enabled=device.world_size > 1 and index + 1 < len(pieces)):
+            loss = share * task.loss(model, piece if isinstance(batch, tuple | list) else piece[0])
+            device.backward(loss)
+        total += loss.detach()
+    return float(total if device.world_size == 1 else device.all_reduce(total, reduce_op="mean"))
 
 
 def _step(
@@ -168,28 +307,26 @@ def _step(
     settings: Settings,
     model: Any,
     optimizer: Any,
+    made: Any,
     step: int,
     steps: int,
-    seed: int,
     peak: float,
 ) -> dict[str, Any]:
     """One step of training and its line in the log; loss None means that it was not a finite number."""
-    batch = device.to_device(task.batch(step, seed, settings.batch))
-    rate = learning_rate(step, steps, peak, settings.warmup)
+    recipe = Recipe.of(settings.recipe)
+    batch = device.to_device(made)
+    rate = learning_rate(step, steps, peak, settings.warmup, recipe.first, recipe.last)
     for group in optimizer.param_groups:
         group["lr"] = rate
     begin = time.perf_counter()
-    loss = task.loss(model, batch)
-    value = float(loss.detach())
+    value = _backward(device, task, model, batch, recipe.parts)
     if math.isfinite(value):
-        device.backward(loss)
         device.clip_gradients(model, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - begin
-    tokens = (batch[0] if isinstance(batch, tuple) else batch).numel()
     line = {"step": step + 1, "loss": value if math.isfinite(value) else None, "rate": rate}
-    return {**line, "seconds": seconds, "tokens": tokens}
+    return {**line, "seconds": seconds, pace(task): device.world_size * amount(task, batch)}
 
 
 def _count(line: dict[str, Any], state: dict[str, Any], untimed: bool) -> None:

@@ -57,22 +57,33 @@ def window_mix(
         if axes is not None and method != "dense":
             found = _along_axes(axes, x, sides)
             return found if bias is None else found + bias.to(found.dtype)[:, None]
+        top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
+        exponentials = (scores - top).exp()  # of every lag once, where a softmax has every pair
         if kernel.by_axes(sides, method):
-            quick = _quotient(scores, x, sides, method)
+            quick = _quotient(exponentials, x, sides, method)
             if quick is not None:
                 return quick if bias is None else quick + bias.to(quick.dtype)[:, None]
-        weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
+        weights = kernel.Matrices.apply(exponentials, sides)  # type: ignore[no-untyped-call]
+        total = weights.sum(-1, keepdim=True)
+        if _in_range(total):
+            weights = weights / total
+        else:
+            weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
     return kernel.applied(weights, x.to(weights.dtype), bias if bias is None else bias.to(weights.dtype)).to(x.dtype)
 
 
-def _quotient(scores: Tensor, x: Tensor, sides: tuple[int, ...], method: str) -> Tensor | None:
-    """The softmax as a quotient of two sums of exponentials; None where no common factor keeps all rows in range."""
-    top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
-    weights = (scores - top).exp()
-    total = kernel.mixed(weights, weights.new_ones(1, math.prod(sides), len(scores)), sides, method)
-    if not bool((total > torch.finfo(total.dtype).tiny ** 0.5).all()):
+def _in_range(total: Tensor) -> bool:
+    """Whether one factor for all rows, which the exponentials share, leaves each of them enough digits."""
+    return bool((total > torch.finfo(total.dtype).tiny ** 0.5).all())
+
+
+def _quotient(exponentials: Tensor, x: Tensor, sides: tuple[int, ...], method: str) -> Tensor | None:
+    """The softmax as a quotient of two sums; None where no common factor keeps all rows in range."""
+    groups = len(exponentials)
+    total = kernel.mixed(exponentials, exponentials.new_ones(1, math.prod(sides), groups), sides, method)
+    if not _in_range(total):
         return None
-    return (kernel.mixed(weights, x, sides, method) / total[0].repeat(1, x.shape[-1] // len(scores))).to(x.dtype)
+    return (kernel.mixed(exponentials, x, sides, method) / total[0].repeat(1, x.shape[-1] // groups)).to(x.dtype)
 
 
 def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:

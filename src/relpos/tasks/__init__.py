@@ -30,6 +30,8 @@ _TASKS: dict[str, str] = {
     "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
+    "images": "relpos.tasks.vision.images:Images",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",

@@ -37,7 +37,7 @@ def confusion(path: Path, labels: np.ndarray, answers: np.ndarray, classes: Sequ
 def pictures(
     path: Path, images: np.ndarray, labels: np.ndarray, log_p: np.ndarray, classes: Sequence[str], columns: int = 4
 ) -> Path:
-    """A PNG of grey images (count, height, width), each under its true class and the answer with its probability."""
+    """A PNG of images, grey (count, height, width) or in colour (.., 3), each under its true class and the answer."""
     from matplotlib.figure import Figure
 
     rows = -(-len(images) // columns)

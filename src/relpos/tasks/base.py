@@ -79,6 +79,18 @@ class Artifact:
     title: str
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How the length that a model is evaluated at is called in texts and figures: what it is, in what, and in training.
+
+    A number n reads as "n tokens" or, with the unit "pixels a side", as "n pixels a side".
+    """
+
+    noun: str = "context length"
+    unit: str = "tokens"
+    trained: str = "training length"
+
+
 @runtime_checkable
 class Task(Protocol):
     """One job on one data set, the same for every encoding; the laboratory knows tasks by this protocol only.
@@ -90,6 +102,17 @@ class Task(Protocol):
                   length has a meaning
     A task is made with keyword options that a command line can spell (text, numbers, true, false, lists). It is
     pickled for worker processes, so what `prepare` can read back fast is better left out of its state.
+
+    What a task may have beside its duties:
+
+    lengths   in place of ``multiples``: the lengths to evaluate at, rising, train_length among them
+    measure   how a length is spoken of, a `Measure`
+    pace      what the speed of training counts: "tokens" are the entries of a batch's first tensor, any other word its
+              rows, as "images"
+    costs     a `Metric` for each number that ``cost(model) -> {name: value}`` gives of a trained model beside its
+              parameters, speed and memory; a column each
+    pictures  ``pictures(model, directory) -> list[Artifact]``: what the encodings of a model have learned, drawn by the
+              task; it takes the place of the pictures by lag, which know attention over a line only
     """
 
     name: str
@@ -140,3 +163,25 @@ class Task(Protocol):
     def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
         """Writes what the model makes of a real prompt, and the real continuation; [] where there is none to show."""
         ...
+
+
+def lengths(task: Task) -> tuple[int, ...]:
+    """What a task is evaluated at, rising."""
+    own: tuple[int, ...] | None = getattr(task, "lengths", None)
+    return own if own is not None else tuple(multiple * task.train_length for multiple in task.multiples)
+
+
+def measure(task: Task) -> Measure:
+    """How a task's lengths are spoken of."""
+    return getattr(task, "measure", None) or Measure()
+
+
+def pace(task: Task) -> str:
+    """What a task's speed counts."""
+    return getattr(task, "pace", None) or "tokens"
+
+
+def amount(task: Task, batch: Batch) -> int:
+    """How many of what the speed counts are in a batch."""
+    first = batch[0] if isinstance(batch, tuple) else batch
+    return first.numel() if pace(task) == "tokens" else len(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -71,13 +72,21 @@ class GQPE(Bias):
 
     @classmethod
     def from_reference(
-        cls, arrays: Mapping[str, Any], window: Sides, symmetric: bool = True, generalized: bool = True
+        cls, arrays: Mapping[str, Any], window: Sides | None = None, symmetric: bool = True, generalized: bool = True
     ) -> GQPE:
         """From released weights: attention_centers (or centers) and attention_spreads (or spreads), columns first and
-        rows upside down. Their one-dimensional version never squares its spread, and without `generalized` it has no
-        centre; the two-dimensional one without it is isotropic."""
+        rows upside down.
+
+        window: default the square that has as many cells as there are token biases (token_proj_n_bias, or tokbias).
+        The released one-dimensional version never squares its spread, and without `generalized` it has no centre; the
+        two-dimensional one without it is isotropic."""
         centers = need(arrays, "attention_centers", "centers")
         spreads = need(arrays, "attention_spreads", "spreads")
+        if window is None:
+            cells = need(arrays, "token_proj_n_bias", "tokbias").numel()
+            window = math.isqrt(cells)
+            if window**2 != cells:
+                raise ValueError(f"{cells} token biases belong to no square window; give window")
         if len(sides_of("window", window)) == 1:
             own = cls(len(centers), window, symmetric=False)
             state = {"centers": centers if generalized else torch.zeros_like(centers), "spreads": spreads[..., None]}

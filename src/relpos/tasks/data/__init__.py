@@ -20,6 +20,7 @@ licence, counts), ``split`` (side -> int64 array; sides "train", "validation" wh
 | fashion-mnist, mnist, mnist5k | `Images` | ``pixels`` (count, h, w) uint8, ``labels``, ``classes`` |
 | cifar10, cifar100, lra-pathfinder | `Images` | as above; colour has pixels (count, h, w, 3) |
 | mpls-stops, flights, hospital, .. | `Events` | ``sequences`` (`relpos.tasks.events`), ``labels``, ``classes`` |
+| openclipart, folder | `Images` | as above; files that cannot be read are left out and counted on the card |
 
 A `Blob` packs byte strings: ``blob[i]`` is a uint8 view, ``blob.text(i)`` a str, ``len(blob)``, ``blob.lengths``.
 

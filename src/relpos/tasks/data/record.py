@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from relpos.tasks.data.packages import Package
-from relpos.tasks.data.sets import Card, DataSet
+from relpos.tasks.data.sets import DataSet
 
-PackageReader = Callable[[Mapping[str, Path], Card], DataSet]
+PackageReader = Callable[..., DataSet]
+"""({package name: file}, card), and a progress as third argument where the source is `slow`."""
 PathReader = Callable[..., DataSet]
 """(path, card), and a progress as third argument where the source is `slow`."""
 

