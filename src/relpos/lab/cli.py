@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relpos.lab import claim, commands, data, music
+from relpos.lab import claim, commands, data, events, music
 from relpos.lab.arguments import contestant, known_encoding
 from relpos.lab.errors import LabError
 from relpos.lab.labels import assignments, slug
@@ -217,6 +217,7 @@ def bench_linear(context: typer.Context) -> None:
 data.register(app, command)
 claim.register(app, command)
 music.register(app, command)
+events.register(app, command)
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from relpos.tasks.data import DataSet, Source
+    from relpos.tasks.data import DataSet, Events, Source
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -211,6 +211,8 @@ def _examples(found: DataSet, rows: np.ndarray, count: int) -> list[str]:
         return [f"[{row}] {_short(found.source.text(row))}\n    {_short(found.target.text(row))}" for row in chosen]
     if isinstance(found, sets.DocumentPairs):
         return [_pair(found, row) for row in chosen]
+    if isinstance(found, sets.Events):
+        return [_sequence(found, row) for row in chosen]
     assert isinstance(found, sets.Images)
     return [f"[{row}] {found.classes[found.labels[row]]}\n{_picture(found.pixels[row])}" for row in chosen]
 
@@ -229,6 +231,29 @@ def _pair(found: DataSet, row: int) -> str:
     head = f"[{row}] {'linked' if found.labels[row] else 'unlinked'}"
     sides = [(found.names[index] if found.names else f"document {index}", index) for index in found.pairs[row]]
     return "\n".join([head, *(f"  {name}: {_short(found.documents.text(int(index)))}" for name, index in sides)])
+
+
+def _sequence(found: Events, row: int) -> str:
+    """A sequence as lines of time, gap, mark and place, its middle left away."""
+    one = found.sequences.select([row])
+    label = f", {found.classes[found.labels[row]]}" if found.labels is not None and found.labels[row] >= 0 else ""
+    name = one.ids[0] if one.ids else "without a name"
+    window = f"{one.start[0]:g} to {one.end[0]:g} {one.unit}"
+    head = f"[{row}] {name}: {len(one.times):,} events in {window}{label}"
+    lines = [head]
+    for index, (time, gap) in enumerate(zip(one.times, one.gaps())):
+        if 5 <= index < len(one.times) - 2:
+            if index == 5:
+                lines.append(f"  ... {len(one.times) - 7:,} more")
+            continue
+        parts = [f"  {time:.6f}", f"+{gap:.6g}" if gap == gap else "first"]
+        if one.marks is not None:
+            mark = one.marks[index]
+            parts.append(one.mark_names[mark] if one.mark_names else f"mark {mark}")
+        if one.places is not None:
+            parts.append("({:.4f}, {:.4f})".format(*one.places[index]))
+        lines.append(_short("  ".join(parts)))
+    return "\n".join(lines)
 
 
 def _picture(pixels: np.ndarray) -> str:

@@ -142,7 +142,7 @@ def test_names_and_paths_that_make_no_sense_are_told(fake: Source, tmp_path: Pat
 def test_types_by_name_cover_every_set_and_shape() -> None:
     from relpos.tasks.data import store
 
-    typed = [store.CorpusName, store.TextsName, store.PairsName, store.ParallelName, store.ImagesName]
+    typed = [store.CorpusName, store.TextsName, store.PairsName, store.ParallelName, store.ImagesName, store.EventsName]
     assert sorted(name for each in typed for name in get_args(each)) == sorted(data.names())
 
 
@@ -154,7 +154,7 @@ def test_every_known_set_says_how_it_is_had() -> None:
         assert record.packages or record.from_path
         assert bool(record.from_path) == bool(record.layout)
         for package in record.packages:
-            assert len(package.sha256) == 64 and package.size > 1e6
+            assert len(package.sha256) == 64 and package.size > 1e5
             assert package.pinned == (package.client != "apt-get")
 
 

@@ -6,7 +6,7 @@
     mine = data.load("text8", path="~/data/text8")    # the user's own file, in its usual layout
     data.names()                                      # every name; data.source(name) says what it is
 
-`load` returns one of five frozen dataclasses (module `sets`). All have ``card`` (a `Card`: source, version, sha256,
+`load` returns one of six frozen dataclasses (module `sets`). All have ``card`` (a `Card`: source, version, sha256,
 licence, counts), ``split`` (side -> int64 array; sides "train", "validation" where there is one, "test") and
 ``rows(side)``.
 
@@ -19,6 +19,7 @@ licence, counts), ``split`` (side -> int64 array; sides "train", "validation" wh
 | bible-en-es, parallel | `Parallel` | ``source``, ``target`` (`Blob` each, UTF-8, aligned) |
 | fashion-mnist, mnist, mnist5k | `Images` | ``pixels`` (count, h, w) uint8, ``labels``, ``classes`` |
 | cifar10, cifar100, lra-pathfinder | `Images` | as above; colour has pixels (count, h, w, 3) |
+| mpls-stops, flights, hospital, .. | `Events` | ``sequences`` (`relpos.tasks.events`), ``labels``, ``classes`` |
 | openclipart, folder | `Images` | as above; files that cannot be read are left out and counted on the card |
 
 A `Blob` packs byte strings: ``blob[i]`` is a uint8 view, ``blob.text(i)`` a str, ``len(blob)``, ``blob.lengths``.
@@ -28,7 +29,7 @@ that is not in the layout; `packages.FetchError` (a RuntimeError) where a client
 """
 
 from relpos.tasks.data.packages import FetchError
-from relpos.tasks.data.sets import Blob, Card, Corpus, DataSet, DocumentPairs, Images, Parallel, Texts
+from relpos.tasks.data.sets import Blob, Card, Corpus, DataSet, DocumentPairs, Events, Images, Parallel, Texts
 from relpos.tasks.data.sources import Source, names, source
 from relpos.tasks.data.store import cached, forget, load
 
@@ -38,6 +39,7 @@ __all__ = [
     "Corpus",
     "DataSet",
     "DocumentPairs",
+    "Events",
     "FetchError",
     "Images",
     "Parallel",

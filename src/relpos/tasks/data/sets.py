@@ -1,4 +1,4 @@
-"""What a data set is once it is read: a few packed arrays, a split and a card; five shapes cover every job here.
+"""What a data set is once it is read: a few packed arrays, a split and a card; six shapes cover every job here.
 
 Bytes are kept end to end in one uint8 array with offsets, never as a list of strings: item ``i`` is a view.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from relpos.tasks.events.sequences import Sequences
 
 Arrays = dict[str, np.ndarray]
 SPLITS = ("train", "validation", "test")
@@ -83,7 +86,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What all five shapes share; ``split`` maps "train", "validation", "test" (those that exist) to int64 indices."""
+    """What all shapes share; ``split`` maps "train", "validation", "test" (those that exist) to int64 indices."""
 
     card: Card
     split: dict[str, np.ndarray]
@@ -208,4 +211,58 @@ class Images(DataSet):
     shape_name: ClassVar[str] = "images"
 
 
-SHAPES: dict[str, type[DataSet]] = {each.shape_name: each for each in (Corpus, Texts, DocumentPairs, Parallel, Images)}
+@dataclass(frozen=True)
+class Events(DataSet):
+    """Sequences of events in continuous time, as arrays; `sequences` makes the object that models take.
+
+    Fields are those of `relpos.tasks.events.Sequences`. labels: (count,) int64, the class of each sequence, -1 where
+    there is none, with ``classes`` as their names; profile_names: of the columns of ``profiles``; unit, mark_count and
+    windowed: of one entry; split: indices of sequences.
+    """
+
+    times: np.ndarray
+    offsets: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    marks: np.ndarray | None = None
+    places: np.ndarray | None = None
+    profiles: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    mark_count: np.ndarray | None = None
+    windowed: np.ndarray | None = None
+    ids: tuple[str, ...] = ()
+    mark_names: tuple[str, ...] = ()
+    profile_names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ("seconds",)
+
+    shape_name: ClassVar[str] = "events"
+
+    @property
+    def sequences(self) -> Sequences:
+        """All sequences; ``sequences.select(rows("train"))`` are those of a side."""
+        from relpos.tasks.events.sequences import Sequences
+
+        top = int(self.marks.max(initial=0)) + 1 if self.marks is not None else 1
+        count = top if self.mark_count is None else int(self.mark_count[0])
+        return Sequences(
+            *(self.times, self.offsets, self.start, self.end, self.marks, self.places, self.profiles),
+            *(self.ids, self.mark_names, len(self.mark_names) or count, self.unit[0]),
+            windowed=self.windowed is None or bool(self.windowed[0]),
+        )
+
+    @classmethod
+    def of(cls, card: Card, split: dict[str, np.ndarray], sequences: Sequences, **more: Any) -> Events:
+        """From checked sequences. more: labels, classes, profile_names."""
+        names = ("times", "offsets", "start", "end", "marks", "places", "profiles", "ids", "mark_names")
+        values = {name: getattr(sequences, name) for name in names}
+        flags: dict[str, Any] = {
+            "windowed": np.array([sequences.windowed]),
+            "mark_count": np.array([sequences.mark_count]),
+        }
+        return cls(card, split, **values, **flags, unit=(sequences.unit,), **more)
+
+
+SHAPES: dict[str, type[DataSet]] = {
+    each.shape_name: each for each in (Corpus, Texts, DocumentPairs, Parallel, Images, Events)
+}

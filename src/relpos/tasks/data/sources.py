@@ -3,48 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from relpos.tasks.data.event_sources import EVENT_SOURCES
 from relpos.tasks.data.packages import Package
 from relpos.tasks.data.readers import images, lra, mail, man, newsgroups, parallel, pictures, prose, words
-from relpos.tasks.data.sets import DataSet
-
-PackageReader = Callable[..., DataSet]
-"""({package name: file}, card), and a progress as third argument where the source is `slow`."""
-PathReader = Callable[..., DataSet]
-"""(path, card), and a progress as third argument where the source is `slow`."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set. packages and from_packages: where it comes out of packages; from_path: where the user has it.
-
-    layout: what a path of the user's must look like; slow: reading it takes long enough to be told of and cached;
-    split: how the sides were made; revision: raise it when the reader changes what it returns, and cached copies are
-    made again.
-    """
-
-    name: str
-    title: str
-    about: str
-    licence: str
-    split: str
-    packages: tuple[Package, ...] = ()
-    from_packages: PackageReader | None = None
-    from_path: PathReader | None = None
-    layout: str = ""
-    slow: bool = False
-    revision: int = 1
-    clients: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "clients", tuple(dict.fromkeys(package.client for package in self.packages)))
-
-    @property
-    def download(self) -> int:
-        """Bytes of all its packages."""
-        return sum(package.size for package in self.packages)
+from relpos.tasks.data.record import Source
 
 
 def _deb(name: str, sha256: str, size: int) -> Package:
@@ -304,7 +267,7 @@ _SOURCES = (
         slow=True,
     ),
 )
-SOURCES: dict[str, Source] = {each.name: each for each in _SOURCES}
+SOURCES: dict[str, Source] = {each.name: each for each in (*_SOURCES, *EVENT_SOURCES)}
 
 
 def names() -> list[str]:

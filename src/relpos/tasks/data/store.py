@@ -22,7 +22,7 @@ from relpos.tasks import cache
 from relpos.tasks.base import Progress
 from relpos.tasks.data import packages
 from relpos.tasks.data.describe import counts
-from relpos.tasks.data.sets import SHAPES, Arrays, Card, Corpus, DataSet, DocumentPairs, Images, Parallel, Texts
+from relpos.tasks.data.sets import SHAPES, Arrays, Card, Corpus, DataSet, DocumentPairs, Events, Images, Parallel, Texts
 from relpos.tasks.data.sources import Source, source
 
 CorpusName = Literal["prose32", "az27", "text", "text8", "enwik8", "wikitext", "ptb"]
@@ -32,6 +32,11 @@ ParallelName = Literal["bible-en-es", "parallel"]
 ImagesName = Literal[
     "fashion-mnist", "mnist", "mnist5k", "openclipart", "cifar10", "cifar100", "folder", "lra-pathfinder"
 ]
+EventsName = Literal[
+    "mpls-stops", "flights", "storms", "nafld", "cdnow", "primary-school", "thiers", "hospital", "ml-100k", "easytpp",
+    "ifl-tpp", "hotpp", "seahorse", "foursquare", "gowalla", "recbole", "libcity", "movielens", "tisasrec", "hstu",
+    "proactive", "neuroseqret", "imtpp", "reformd", "breakfast", "multithumos",
+]  # fmt: skip
 Where = str | os.PathLike[str] | None
 
 
@@ -45,6 +50,8 @@ def load(name: PairsName, path: Where = None, progress: Progress | None = None) 
 def load(name: ParallelName, path: Where = None, progress: Progress | None = None) -> Parallel: ...
 @overload
 def load(name: ImagesName, path: Where = None, progress: Progress | None = None) -> Images: ...
+@overload
+def load(name: EventsName, path: Where = None, progress: Progress | None = None) -> Events: ...
 @overload
 def load(name: str, path: Where = None, progress: Progress | None = None) -> DataSet: ...
 def load(name: str, path: Where = None, progress: Progress | None = None) -> DataSet:

@@ -1,0 +1,141 @@
+"""The numbers that a network must beat: classical processes, fitted sequence by sequence, scored on what came later.
+
+The protocol: of the sequences that have at least ``least`` events, the first ``most`` in the order of their names; a
+model a sequence, fitted to the first four fifths of the window; the last fifth is one window that is scored, in nats an
+event of time and mark jointly, in the unit of the times. What came before is history to the models that have any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from relpos.tasks.base import Progress
+from relpos.tasks.events.processes import Hawkes, PeriodicPoisson, Poisson, Process, Renewal
+from relpos.tasks.events.sequences import Sequences
+
+STRENGTHS = (0.0, 250.0, 1000.0, 4000.0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All windows, what is fitted, and the time from which on is scored, (count,)."""
+
+    sequences: Sequences
+    train: Sequences
+    cut: np.ndarray
+
+    @property
+    def scored(self) -> int:
+        """Events that are scored."""
+        return int((self.sequences.times > np.repeat(self.cut, self.sequences.lengths)).sum())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's score: nats an event; parameters and models are of all sequences together."""
+
+    name: str
+    nats: float
+    parameters: int
+    models: Sequence[Process]
+
+
+def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: float = 0.8) -> Protocol:
+    """ValueError where no sequence has enough events."""
+    enough = np.flatnonzero(sequences.lengths >= least)
+    if sequences.ids:
+        enough = enough[np.argsort(np.array(sequences.ids)[enough], kind="stable")]
+    if not len(enough):
+        raise ValueError(f"no sequence has at least {least} events; the longest has {sequences.lengths.max(initial=0)}")
+    chosen = sequences.select(enough[:most])
+    cut = chosen.start + share * (chosen.end - chosen.start)
+    return Protocol(chosen, chosen.until(cut), cut)
+
+
+def score(models: Sequence[Process], plan: Protocol) -> float:
+    """Nats an event after the cut, each sequence under its own model."""
+    total = sum(
+        float(model.log_likelihood(one, since=plan.cut[[row]])[0])
+        for row, (model, one) in enumerate(zip(models, plan.sequences))
+    )
+    return total / plan.scored
+
+
+def without_marks(sequences: Sequences) -> Sequences:
+    """The same events with their marks left away."""
+    return Sequences(**{**vars(sequences), "marks": None, "mark_names": (), "mark_count": 1})
+
+
+class TimeThenMark(Process):
+    """A process of times alone, and marks drawn apart from it by fixed shares."""
+
+    def __init__(self, times: Process, shares: np.ndarray) -> None:
+        self.times, self.shares, self.marks = times, shares, len(shares)
+        self.parameters = times.parameters + len(shares) - 1
+
+    @classmethod
+    def fit(cls, sequences: Sequences) -> TimeThenMark:
+        """An exponential Hawkes process for the times, counted shares for the marks."""
+        counts = sequences.count_marks()
+        return cls(Hawkes.fit(without_marks(sequences)), counts / counts.sum())
+
+    def log_intensity(self, sequences: Sequences) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return self.times.log_intensity(without_marks(sequences)) + np.log(self.shares)[sequences.kinds]
+
+    def compensator(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+        return self.compensator_from(sequences, sequences.start)
+
+    def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gaps, last = self.times.compensator_from(without_marks(sequences), since)
+        return gaps * self.shares, last * self.shares
+
+
+def rows(plan: Protocol, period: float | None = None, bins: int = 168, progress: Progress | None = None) -> list[Row]:
+    """The anchors, worst kind first. period: of the background in the unit of the times, such as a week; None: none."""
+    each = list(plan.train)
+    kinds: list[tuple[str, Callable[[], list[Process]]]] = [
+        ("homogeneous Poisson", lambda: [Poisson.fit(one) for one in each]),
+        ("log-normal renewal", lambda: [Renewal.fit(one, "lognormal") for one in each]),
+        ("Weibull renewal", lambda: [Renewal.fit(one, "weibull") for one in each]),
+        ("Hawkes, marks apart", lambda: [TimeThenMark.fit(one) for one in each]),
+        ("Hawkes of marks", lambda: [Hawkes.fit(one) for one in each]),
+    ]
+    if period is not None:
+        kept = period  # of the closures below
+        ground: list[PeriodicPoisson] = []
+        kinds += [
+            ("periodic Poisson", lambda: list(_ground(plan, kept, bins, ground))),
+            ("Hawkes of marks on it", lambda: [Hawkes.fit(one, base) for one, base in zip(each, ground)]),
+        ]
+    found = []
+    for done, (name, fit) in enumerate(kinds):
+        if progress is not None:
+            progress(done, len(kinds), f"fitting {name}")
+        models = fit()
+        found.append(Row(name, score(models, plan), sum(model.parameters for model in models), models))
+    return found
+
+
+def _ground(plan: Protocol, period: float, bins: int, into: list[PeriodicPoisson]) -> list[PeriodicPoisson]:
+    into[:] = background(plan, period, bins)
+    return into
+
+
+def background(plan: Protocol, period: float, bins: int) -> list[PeriodicPoisson]:
+    """Rates by bin of the period and mark, a table a sequence, drawn towards the table of all sequences together.
+
+    How strongly is chosen within what is fitted: by its last fifth, under tables of its first four fifths.
+    """
+    inner_cut = plan.train.start + 0.8 * (plan.train.end - plan.train.start)
+    inner = Protocol(plan.train, plan.train.until(inner_cut), inner_cut)
+    best = max(STRENGTHS, key=lambda strength: score(_tables(inner.train, period, bins, strength), inner))
+    return _tables(plan.train, period, bins, best)
+
+
+def _tables(train: Sequences, period: float, bins: int, strength: float) -> list[PeriodicPoisson]:
+    base = PeriodicPoisson.fit(train, period, bins)
+    return [PeriodicPoisson.fit(one, period, bins, 0.0, base, strength) for one in train]

