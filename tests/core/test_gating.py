@@ -186,6 +186,20 @@ def test_a_bump_that_stands_outside_the_window_is_still_normalised() -> None:
     torch.testing.assert_close(got, by_hand(x, encoding, (5, 5)), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["dense", "axes"])
+def test_what_is_kept_between_calls_serves_in_every_mode(method: str) -> None:
+    """First met in inference mode, by sides that no other test has, then trained."""
+    sides = (6, 23)
+    unit = rp.PoSGU(4, sides, "lrpe", groups=2, method=method)
+    x = torch.randn(3, 138, 4)
+    kernel._scratch.clear()
+    with torch.inference_mode():
+        want = unit(x)
+    got = unit(x)
+    got.sum().backward()
+    assert torch.equal(got, want) and unit.encoding.table.grad is not None
+
+
 def test_auto_and_memory_of_a_large_window() -> None:
     """From some side on nothing as large as a matrix of all pairs is made, forward or backward."""
     sides = (24, 30)

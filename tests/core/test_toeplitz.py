@@ -359,3 +359,13 @@ def test_the_future_of_a_grid_has_no_influence() -> None:
 def test_bad_input(error_: type[Exception], match: str, call: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(error_, match=match):
         call(torch.randn(9), torch.randn(5, 2))
+
+
+def test_buffers_of_inference_mode_serve_outside_of_it() -> None:
+    c, x = torch.randn(2, 1999, requires_grad=True), torch.randn(2, 1000, 3)
+    split_kernel._scratch.clear()
+    with torch.inference_mode():
+        want = rp.toeplitz_matmul(c, x, method="fft")
+    got = rp.toeplitz_matmul(c, x, method="fft")
+    got.sum().backward()
+    assert torch.equal(got, want) and c.grad is not None

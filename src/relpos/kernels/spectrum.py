@@ -71,7 +71,8 @@ class Scratch(threading.local):
             count *= side
         flat = self.kept.get(name)
         if flat is None or flat.dtype != dtype or flat.device != device or flat.numel() < count:
-            flat = torch.empty(count, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # a buffer made in inference mode could not be written to outside
+                flat = torch.empty(count, dtype=dtype, device=device)
             self.kept[name] = flat
         return flat[:count].view(shape)
 

@@ -31,6 +31,7 @@ _scratch = Scratch()  # fresh buffers would cost a page fault every 4 KiB, which
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _lags(sides: tuple[int, ...], device: torch.device) -> Tensor:
     """(n n,): the place of each pair's lag in a generator that is laid flat, row = query."""
     cells = torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides)).view(-1, len(sides))
@@ -189,6 +190,7 @@ def _times(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def _fourier(side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Real matrices of the DFT of length 2 side - 1 (odd, so that side frequencies say all): lags (2, side, 2 side - 1)
     with lag 0 in the middle, in (2 side, side), and back out (side, 2 side), for positions 0..side - 1. Of each
