@@ -139,24 +139,26 @@ class _Applied(torch.autograd.Function):
 
 
 class _Dense(torch.autograd.Function):
-    """`applied` with the `matrices` of a generator, which are made again in the backward pass."""
+    """`applied` with the `matrices` of a generator, which are made again in the backward pass where they are larger
+    than what is kept of x."""
 
     @staticmethod
     def forward(ctx: Any, generator: Tensor, x: Tensor, bias: Tensor | None, sides: tuple[int, ...]) -> Tensor:
         rows = x.transpose(-1, -2).contiguous()
-        ctx.save_for_backward(generator, rows)
+        weights = matrices(generator, sides)
+        ctx.save_for_backward(generator, rows, weights if weights.numel() <= rows.numel() else None)
         ctx.sides, ctx.biased = sides, bias is not None
-        return _times(rows, matrices(generator, sides).mT, bias).mT
+        return _times(rows, weights.mT, bias).mT
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        generator, rows = ctx.saved_tensors
+        generator, rows, weights = ctx.saved_tensors
         g, g_c, g_x = grad.transpose(-1, -2).contiguous(), None, None
         if ctx.needs_input_grad[0]:
             g_c = lag_sums(_products(g, rows, len(generator)), ctx.sides)
         if ctx.needs_input_grad[1]:
-            g_x = _times(g, matrices(generator, ctx.sides), None).mT
+            g_x = _times(g, matrices(generator, ctx.sides) if weights is None else weights, None).mT
         return g_c, g_x, _token_sums(grad) if ctx.biased else None, None
 
 

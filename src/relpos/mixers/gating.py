@@ -49,27 +49,41 @@ def window_mix(
         raise ValueError(f"bias is ({math.prod(sides)},), a number a token, got {tuple(bias.shape)}")
     scores = _generator(encoding, sides)
     if mask is not None:
-        weights = _masked(scores, x, sides, encoding.normalized, mask, method)
-    elif not encoding.normalized:
+        return _by_matrix(_masked(scores, x, sides, encoding.normalized, mask, method), x, bias)
+    if not encoding.normalized:
         return kernel.mixed(scores, x, sides, method, bias)
-    else:
-        axes = encoding.per_axis(sides)
-        if axes is not None and method != "dense":
-            found = _along_axes(axes, x, sides)
-            return found if bias is None else found + bias.to(found.dtype)[:, None]
-        top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
-        exponentials = (scores - top).exp()  # of every lag once, where a softmax has every pair
-        if kernel.by_axes(sides, method):
-            quick = _quotient(exponentials, x, sides, method)
-            if quick is not None:
-                return quick if bias is None else quick + bias.to(quick.dtype)[:, None]
-        weights = kernel.Matrices.apply(exponentials, sides)  # type: ignore[no-untyped-call]
-        total = weights.sum(-1, keepdim=True)
+    axes = encoding.per_axis(sides)
+    if axes is not None and method != "dense":
+        return _plus(_along_axes(axes, x, sides), bias)
+    return _averaged(scores, x, sides, bias, method)
+
+
+def _averaged(scores: Tensor, x: Tensor, sides: tuple[int, ...], bias: Tensor | None, method: str) -> Tensor:
+    """Weights that are the softmax of the scores: exponentials of every lag once, where a softmax of the matrix has
+    every pair, and their sums to divide by. Where no common factor keeps all rows in range, each has its softmax."""
+    top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
+    exponentials = (scores - top).exp()
+    if kernel.by_axes(sides, method):
+        ones = exponentials.new_ones(1, math.prod(sides), len(exponentials))
+        total = kernel.mixed(exponentials, ones, sides, method)[0]
         if _in_range(total):
-            weights = weights / total
-        else:
-            weights = kernel.Matrices.apply(scores, sides).softmax(-1)  # type: ignore[no-untyped-call]
+            return _plus((kernel.mixed(exponentials, x, sides, method) / _of_channels(total, x)).to(x.dtype), bias)
+    weights = kernel.Matrices.apply(exponentials, sides)  # type: ignore[no-untyped-call]
+    total = weights.sum(-1)
+    if not _in_range(total):
+        return _by_matrix(kernel.Matrices.apply(scores, sides).softmax(-1), x, bias)  # type: ignore[no-untyped-call]
+    if weights.numel() <= x.numel():
+        return _by_matrix(weights / total.unsqueeze(-1), x, bias)
+    found = kernel.applied(weights, x.to(weights.dtype)) / _of_channels(total.T, x)
+    return _plus(found.to(x.dtype), bias)
+
+
+def _by_matrix(weights: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return kernel.applied(weights, x.to(weights.dtype), bias if bias is None else bias.to(weights.dtype)).to(x.dtype)
+
+
+def _plus(found: Tensor, bias: Tensor | None) -> Tensor:
+    return found if bias is None else found + bias.to(found.dtype)[:, None]
 
 
 def _in_range(total: Tensor) -> bool:
@@ -77,13 +91,9 @@ def _in_range(total: Tensor) -> bool:
     return bool((total > torch.finfo(total.dtype).tiny ** 0.5).all())
 
 
-def _quotient(exponentials: Tensor, x: Tensor, sides: tuple[int, ...], method: str) -> Tensor | None:
-    """The softmax as a quotient of two sums; None where no common factor keeps all rows in range."""
-    groups = len(exponentials)
-    total = kernel.mixed(exponentials, exponentials.new_ones(1, math.prod(sides), groups), sides, method)
-    if not _in_range(total):
-        return None
-    return (kernel.mixed(exponentials, x, sides, method) / total[0].repeat(1, x.shape[-1] // groups)).to(x.dtype)
+def _of_channels(of_groups: Tensor, x: Tensor) -> Tensor:
+    """(n, groups) to (n, channels of x): groups are interleaved."""
+    return of_groups.repeat(1, x.shape[-1] // of_groups.shape[-1])
 
 
 def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:
