@@ -52,7 +52,7 @@ def test_methods_equal_the_definition(sides: tuple[int, ...], name: str, options
     encoding = drawn(name, 3, sides, **options)
     x = torch.randn(2, 4, math.prod(sides), 6, dtype=torch.float64)
     want = by_hand(x, encoding, sides)
-    for method in ("auto", "dense") if len(sides) == 1 else ("auto", "dense", "axes"):
+    for method in ("auto", "dense", "split") if len(sides) == 1 else ("auto", "dense", "axes", "split"):
         got = rp.window_mix(x, encoding, sides, method=method)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
         short = rp.window_mix(x.float(), copy.deepcopy(encoding).float(), sides, method=method)
@@ -73,7 +73,7 @@ def test_lrpe_is_a_depthwise_convolution(sides: tuple[int, int]) -> None:
     torch.testing.assert_close(spread.permute(0, 2, 3, 1).reshape(x.shape), want, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("method", ["dense", "axes"])
+@pytest.mark.parametrize("method", ["dense", "axes", "split"])
 @pytest.mark.parametrize(("name", "options"), KINDS)
 def test_gradients(name: str, options: dict[str, Any], method: str) -> None:
     encoding = drawn(name, 2, (3, 4), **options)
@@ -175,6 +175,41 @@ def test_short_types(name: str, method: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize(("name", "options"), KINDS)
+def test_autocast_and_mixed_types(name: str, options: dict[str, Any]) -> None:
+    """Weights and sums in float32 whatever autocast says, in float64 where the tokens are; many groups, too."""
+    encoding, x = drawn(name, 12, (5, 6), **options).float(), torch.randn(2, 30, 24, dtype=torch.float64)
+    want = rp.window_mix(x, copy.deepcopy(encoding).double(), (5, 6))
+    size = float(want.detach().abs().max())
+    torch.testing.assert_close(rp.window_mix(x, encoding, (5, 6)), want, rtol=0, atol=2e-6 * size)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = rp.window_mix(x.float(), encoding, (5, 6))
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("method", ["auto", "dense", "axes", "split"])
+@pytest.mark.parametrize("name", ["lrpe", "gqpe"])
+def test_nothing_to_mix(name: str, method: str) -> None:
+    encoding = drawn(name, 2, (3, 4))
+    for shape in ((0, 12, 4), (2, 0, 12, 4), (2, 12, 0)):
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        out = rp.window_mix(x, encoding, (3, 4), method=method)
+        assert out.shape == shape
+        out.sum().backward()
+        assert x.grad is not None and x.grad.shape == shape
+
+
+def test_what_is_not_a_number_stays_in_its_window_and_group() -> None:
+    for name, options in KINDS:
+        encoding, x = drawn(name, 2, (3, 4), **options), torch.randn(3, 12, 4, dtype=torch.float64)
+        poisoned = x.clone()
+        poisoned[1, 5, 2] = torch.nan
+        for method in ("dense", "axes"):
+            clean, got = (rp.window_mix(v, encoding, (3, 4), method=method) for v in (x, poisoned))
+            assert torch.equal(got[[0, 2]], clean[[0, 2]]) and torch.isfinite(got[1, :, [1, 3]]).all()
+            assert torch.isnan(got[1, :, 2]).all()
+
+
 def test_a_bump_that_stands_outside_the_window_is_still_normalised() -> None:
     """No factor suits all rows of the exponentials: each row's own softmax takes over."""
     encoding = rp.encodings.GQPE(1, 5).double()
@@ -209,6 +244,12 @@ def test_auto_and_memory_of_a_large_window() -> None:
         with Largest() as seen:
             rp.window_mix(x, encoding, sides).square().sum().backward()
         assert seen.bytes < 2 * 720 * 720 * 4 / 2, seen.operation
+    for shape in ((4000,), (3, 1500)):  # a line, and a window that is nearly one
+        for name in ("lrpe", "gqpe"):
+            encoding, line = drawn(name, 2, shape).float(), torch.randn(1, math.prod(shape), 4, requires_grad=True)
+            with Largest() as seen:
+                rp.window_mix(line, encoding, shape).square().sum().backward()
+            assert seen.bytes < 2 * math.prod(shape) ** 2 * 4 / 4, seen.operation
     encoding = drawn("gqpe", 2, sides, kind="diagonal").float()
     with Largest() as seen:
         rp.window_mix(x, encoding, sides).square().sum().backward()

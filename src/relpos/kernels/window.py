@@ -5,7 +5,8 @@
 "dense" is the definition as matrix products: the (n, n) matrix of each group, which for a window of a few hundred cells
 is small beside the channels. "axes" never makes it: one axis is transformed (a DFT written as a matrix product, since
 a window is too short for an FFT to pay), and per frequency the other axis is a small Toeplitz matrix. That takes
-4 (h + w) multiply-adds a token where dense takes h w, and memory linear in the cells.
+4 (h + w) multiply-adds a token where dense takes h w, and memory linear in the cells. "split" is `toeplitz_matmul`, for
+lines and narrow windows that are long: the matrix of 10,000 tokens would be 100 million numbers a group.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import Tensor
 from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.kernels.call import Refusal, computing, exactly, once
 from relpos.kernels.spectrum import Scratch
+from relpos.kernels.toeplitz import toeplitz_matmul
 
-METHODS = ("auto", "dense", "axes")
-LARGE = 24  # the side of a square window from which "axes" is the quicker
+METHODS = ("auto", "dense", "axes", "split")
+LARGE = 12  # times as many cells as rows and columns from which "axes" is the quicker: 24 x 24
+LONG = 1024  # cells from which no matrix of all pairs is made
 FEW = 8  # groups that are multiplied one by one, straight into their places; more: one batched product and a copy
 MATRICES = 2**18  # numbers in the matrices of some frequencies
 COLUMNS = 2**21  # numbers of one transform at a time: what a cache holds
@@ -70,21 +73,35 @@ def mixed(
 ) -> Tensor:
     """y (.., n, channels) of x (.., n, channels), n the cells in row-major order, plus a bias (n,); in the dtype of x,
     sums in at least float32. The gradient is defined once; memory for it is that of x with "axes"."""
-    if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
-    if method == "axes" and len(sides) == 1:
-        raise Refusal('method "axes" wants a window of two axes; "dense" takes a line')
+    chosen = pick(sides, method)
     dtype = computing(torch.promote_types(generator.dtype, x.dtype))
     with exactly(x):
-        way = _Axes if by_axes(sides, method) else _Dense
         shift = None if bias is None else bias.to(dtype)
+        if chosen == "split":
+            return _split(generator.to(dtype), x.to(dtype), shift, sides).to(x.dtype)
+        way = _Axes if chosen == "axes" else _Dense
         out: Tensor = way.apply(generator.to(dtype), x.to(dtype), shift, sides)  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
 
 
-def by_axes(sides: tuple[int, ...], method: str) -> bool:
-    """Whether a window is mixed axis by axis."""
-    return method == "axes" or (method == "auto" and len(sides) == 2 and min(sides) >= LARGE)
+def pick(sides: tuple[int, ...], method: str = "auto") -> str:
+    """The method that serves a window: by its size for "auto". ValueError for one that is not known or cannot."""
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+    if method == "axes" and len(sides) == 1:
+        raise Refusal('method "axes" wants a window of two axes; "dense" and "split" take a line')
+    if method != "auto":
+        return method
+    if len(sides) == 2 and math.prod(sides) >= LARGE * sum(sides):
+        return "axes"
+    return "split" if math.prod(sides) > LONG else "dense"
+
+
+def _split(generator: Tensor, x: Tensor, bias: Tensor | None, sides: tuple[int, ...]) -> Tensor:
+    grid = sides if len(sides) > 1 else None
+    of_group = x.unflatten(-1, (-1, len(generator))).movedim(-1, -3)  # type: ignore[no-untyped-call]
+    mixed = toeplitz_matmul(generator, of_group, grid=grid).movedim(-3, -1).flatten(-2)
+    return mixed if bias is None else mixed + bias[:, None]
 
 
 class Matrices(torch.autograd.Function):

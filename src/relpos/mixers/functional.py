@@ -185,11 +185,12 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, 
     return batch, heads, n_q, k.shape[2], dim
 
 
-def check_device(module: nn.Module, q: Tensor) -> None:
+def check_device(module: nn.Module, q: Tensor, name: str = "q") -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device != q.device:
             raise ValueError(
-                f"{type(module).__name__} is on {tensor.device} and q on {q.device}; move it there with .to(q.device)"
+                f"{type(module).__name__} is on {tensor.device} and {name} on {q.device}; move it there with "
+                f".to({name}.device)"
             )
 
 

@@ -18,7 +18,8 @@ from relpos.encodings.registry import entry, fitted
 from relpos.encodings.tables import resized_cells
 from relpos.encodings.window import Sides, said, sides_of
 from relpos.kernels import window as kernel
-from relpos.kernels.call import computing
+from relpos.kernels.call import computing, exactly
+from relpos.mixers.functional import check_device
 from relpos.positions import Grid, Index
 
 
@@ -40,20 +41,34 @@ def window_mix(
     bias      b (n,), the same for all channels
     mask      (n, n) or (windows, n, n), row = query, for x (.., windows, n, channels). Boolean: True may be mixed; a
               row without any gives 0. A floating one is added to the scores of a normalised encoding
-    method    "dense": a matrix a group; "axes": O(n (h + w)), memory linear in n; "auto": the quicker
-    The gradient is defined once.
-    Raises ValueError or TypeError for what does not fit. Source: Wang et al. 2022 (PosMLP), section 3.
+    method    "dense": a matrix a group; "axes": O(n (h + w)) for windows of two axes; "split": `toeplitz_matmul`, for
+              long lines; memory of these two is linear in n. "auto": the quicker, never dense beyond 1,024 tokens, but
+              where a normalised encoding looks so far outside the window that no factor suits all rows
+    Autocast has no say here. The gradient is defined once.
+    Raises ValueError or TypeError for what does not fit. Source: Wang et al. 2022 (PosMLP), formulas of its released
+    code.
     """
     sides = _checked(x, encoding, window)
+    if not x.numel():
+        return x.clone()
+    with exactly(x):
+        return _mixed(x, encoding, sides, bias, mask, method)
+
+
+def _mixed(
+    x: Tensor, encoding: Bias, sides: tuple[int, ...], bias: Tensor | None, mask: Tensor | None, method: str
+) -> Tensor:
+    kernel.pick(sides, method)
     if bias is not None and bias.shape != (math.prod(sides),):
         raise ValueError(f"bias is ({math.prod(sides)},), a number a token, got {tuple(bias.shape)}")
-    scores = _generator(encoding, sides)
+    scores = encoding.lags(sides) if len(sides) > 1 else encoding.lags(sides[0])
+    scores = scores.to(torch.promote_types(computing(scores.dtype), computing(x.dtype)))
     if mask is not None:
         return _by_matrix(_masked(scores, x, sides, encoding.normalized, mask, method), x, bias)
     if not encoding.normalized:
         return kernel.mixed(scores, x, sides, method, bias)
     axes = encoding.per_axis(sides)
-    if axes is not None and method != "dense":
+    if axes is not None and len(sides) > 1 and method != "dense":
         return _plus(_along_axes(axes, x, sides), bias)
     return _averaged(scores, x, sides, bias, method)
 
@@ -63,7 +78,7 @@ def _averaged(scores: Tensor, x: Tensor, sides: tuple[int, ...], bias: Tensor | 
     every pair, and their sums to divide by. Where no common factor keeps all rows in range, each has its softmax."""
     top = scores.amax(tuple(range(1, scores.dim())), keepdim=True).detach()
     exponentials = (scores - top).exp()
-    if kernel.by_axes(sides, method):
+    if kernel.pick(sides, method) != "dense":
         ones = exponentials.new_ones(1, math.prod(sides), len(exponentials))
         total = kernel.mixed(exponentials, ones, sides, method)[0]
         if _in_range(total):
@@ -96,28 +111,22 @@ def _of_channels(of_groups: Tensor, x: Tensor) -> Tensor:
     return of_groups.repeat(1, x.shape[-1] // of_groups.shape[-1])
 
 
-def _generator(encoding: Bias, sides: tuple[int, ...]) -> Tensor:
-    found = encoding.lags(sides) if len(sides) > 1 else encoding.lags(sides[0])
-    return found.to(computing(found.dtype))
-
-
 def _along_axes(axes: tuple[Tensor, ...], x: Tensor, sides: tuple[int, ...]) -> Tensor:
     """A softmax over a window whose score is a sum over the axes is one along each axis."""
-    wide = x.to(torch.promote_types(axes[0].dtype, computing(x.dtype)))
+    wide = x.to(torch.promote_types(computing(axes[0].dtype), computing(x.dtype)))
     for axis, generator in enumerate(axes):
-        weights = kernel.Matrices.apply(generator.to(wide.dtype), (sides[axis],)).softmax(-1)  # type: ignore[no-untyped-call]
         before, after = math.prod(sides[:axis]), math.prod(sides[axis + 1 :])
         # The cells of later axes and the channels are columns alike; groups stay the fastest.
         cells = wide.reshape(-1, before, sides[axis], after * x.shape[-1])
-        wide = kernel.applied(weights, cells).reshape(x.shape)
+        wide = _averaged(generator.to(wide.dtype), cells, (sides[axis],), None, "auto").reshape(x.shape)
     return wide.to(x.dtype)
 
 
 def _masked(scores: Tensor, x: Tensor, sides: tuple[int, ...], normalized: bool, mask: Tensor, method: str) -> Tensor:
     """(groups, n, n), or (windows, groups, n, n) where the windows have masks of their own."""
     n = math.prod(sides)
-    if method == "axes":
-        raise ValueError('a mask wants the matrix of weights; method is "dense" or "auto"')
+    if method not in ("auto", "dense"):
+        raise ValueError(f'a mask wants the matrix of weights; method is "dense" or "auto", got {method!r}')
     if mask.dim() not in (2, 3) or mask.shape[-2:] != (n, n):
         raise ValueError(f"mask is ({n}, {n}) or (windows, {n}, {n}), got {tuple(mask.shape)}")
     if mask.dim() == 3 and (x.dim() < 3 or x.shape[-3] != len(mask)):
@@ -149,6 +158,7 @@ def _checked(x: object, encoding: object, window: Sides) -> tuple[int, ...]:
         raise ValueError(f"the window {said(sides)} has {math.prod(sides)} tokens; x holds {x.shape[-2]}")
     if x.shape[-1] % encoding.heads:
         raise ValueError(f"groups divide the channels that are mixed, got {encoding.heads} and {x.shape[-1]}")
+    check_device(encoding, x, "x")
     return sides
 
 
@@ -200,7 +210,7 @@ class PoSGU(_Gate):
     method      as in `relpos.window_mix`
 
     No normalisation inside, unlike gMLP's unit. Parameters do not grow with n (GQPE) or like n (LRPE) but for b.
-    Source: Wang et al. 2022 (PosMLP), eq. 5-8; `from_reference` takes the released weights.
+    Source: Wang et al. 2022 (PosMLP), formulas of its released code, whose weights `from_reference` takes.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class GQPE(Bias):
 
     A diagonal or isotropic form is a sum over the axes, so that a gate costs O(h + w) a token. The released code counts
     columns as key - query and rows as query - key, and names columns first: `from_reference` turns both round.
-    Source: Wang et al. 2022 (PosMLP), section 3.3; the released code for what the paper leaves open.
+    Source: Wang et al. 2022 (PosMLP), formulas of its released code.
     """
 
     takes = (Grid, Index)

@@ -29,7 +29,7 @@ class LRPE(LagTables, Bias):
     over the whole window. In attention they are added to the score, a group a head. `at` takes this library's lag
     (key - query) and turns it round here. ValueError for a lag outside the window: `resize` makes a larger one.
     Source: Wang et al. 2022, "Parameterization of Cross-Token Relations with Relative Positional Encoding for Vision
-    MLP" (PosMLP), section 3.2.
+    MLP" (PosMLP); order and sign of its released code.
     """
 
     takes = (Grid, Index)
