@@ -146,10 +146,7 @@ def request_of(
     queries = as_positions(q_pos, n_q, n_k - n_q, "q_pos", q.device, batch, grid)
     keys = as_positions(k_pos, n_k, 0, "k_pos", q.device, batch, grid)
     mask = mask_of(batch, n_q, n_k, queries, keys, causal, window, key_mask, segments, q_order, k_order, q.device)
-    if encoding is not None:
-        queries, keys = encoding.select(queries), encoding.select(keys)
-        encoding.check_positions(queries, keys)
-        check_device(encoding, q)
+    queries, keys = read_by(encoding, queries, keys, q)
     factor = score_factor(scale, encoding, dim, mixer)
     if mask.key_mask is not None:
         hidden = ~mask.key_mask[:, None, :, None]
@@ -183,6 +180,16 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, 
     if q.device.type == "meta":
         raise ValueError("q, k and v are on the meta device, which holds no values to attend to; give real tensors")
     return batch, heads, n_q, k.shape[2], dim
+
+
+def read_by(encoding: Encoding | None, queries: Positions, keys: Positions, q: Tensor) -> tuple[Positions, Positions]:
+    """What the encoding reads of the positions; TypeError for a kind that it cannot, ValueError on another device."""
+    if encoding is None:
+        return queries, keys
+    queries, keys = encoding.select(queries), encoding.select(keys)
+    encoding.check_positions(queries, keys)
+    check_device(encoding, q)
+    return queries, keys
 
 
 def check_device(module: nn.Module, q: Tensor, name: str = "q") -> None:

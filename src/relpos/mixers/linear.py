@@ -17,7 +17,7 @@ from relpos.kernels.linear import choose, words
 from relpos.kernels.linear.call import LinearCall, Sums
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
-from relpos.mixers.functional import Explanation, check_device, check_key_mask, check_tensors, mask_of, resolve
+from relpos.mixers.functional import Explanation, check_device, check_key_mask, check_tensors, mask_of, read_by, resolve
 from relpos.positions import Grid, Index, Position, Positions, as_positions
 
 
@@ -197,10 +197,7 @@ def request(
     real = check_key_mask(key_mask, batch, n_k, q.device)
     rest = None if real is None else real[:, prefix:]
     mask = mask_of(batch, m_q, m_k, queries, keys, causal, None, rest, segments, None, None, q.device)
-    if encoding is not None:
-        queries, keys = encoding.select(queries), encoding.select(keys)
-        encoding.check_positions(queries, keys)
-        check_device(encoding, q)
+    queries, keys = read_by(encoding, queries, keys, q)
     if real is not None:
         k, v = (x.masked_fill(~real[:, None, :, None], 0) for x in (k, v))
     k, v = (x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))

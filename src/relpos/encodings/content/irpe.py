@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import Along, ContentBias, Slices, State, States, Tile, check_heads, positive
+from relpos.encodings.base import ContentBias, Slices, State, States, Tile, check_heads, positive
 from relpos.encodings.cells import placed
 from relpos.encodings.content._buckets import Buckets, Method
 from relpos.encodings.reference import find, need
@@ -131,7 +131,7 @@ class IRPE(ContentBias):
         states = {"q_cells": State(q_pos.values, "query", -2), "k_cells": State(k_pos.values, "key", -2)}
         if self.mode == "contextual" and q.shape[-1] != self.dim:
             raise ValueError(f"IRPE was built for heads of width dim={self.dim}, q has {q.shape[-1]}")
-        sides: tuple[tuple[str, Tensor | None, Tensor, Along], ...] = (
+        sides: tuple[tuple[str, Tensor | None, Tensor], ...] = (
             ("keys", self.keys, q, "query"),
             ("queries", self.queries, k, "key"),
         )
