@@ -131,7 +131,7 @@ class IRPE(ContentBias):
         states = {"q_cells": State(q_pos.values, "query", -2), "k_cells": State(k_pos.values, "key", -2)}
         if self.mode == "contextual" and q.shape[-1] != self.dim:
             raise ValueError(f"IRPE was built for heads of width dim={self.dim}, q has {q.shape[-1]}")
-        sides: tuple[tuple[str, Tensor | None, Tensor], ...] = (
+        sides: tuple[tuple[str, Tensor | None, Tensor, Along], ...] = (
             ("keys", self.keys, q, "query"),
             ("queries", self.queries, k, "key"),
         )
