@@ -12,6 +12,7 @@ from relpos.encodings.base import ContentBias, Slices, State, States, Tile, chec
 from relpos.encodings.cells import placed
 from relpos.encodings.content._buckets import Buckets, Method
 from relpos.encodings.reference import find, need
+from relpos.encodings.states import Along
 from relpos.positions import Grid, Positions
 
 SIDES = {"q": "queries", "k": "keys", "v": "values"}
