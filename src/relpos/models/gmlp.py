@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
 from relpos.encodings.reference import need
 from relpos.models.gated import EPSILON, GatedBlock, hidden_width, linear_head
 from relpos.models.gates import GateMaker, gate_of, resized
-from relpos.models.images import Patches, Sides, Sized, check_images, rising, sides, whole
+from relpos.models.images import Patches, Sides, Sized, check_images, rising, sides
 
 
 class GMLP(Sized):
@@ -56,11 +57,11 @@ class GMLP(Sized):
     ) -> None:
         super().__init__()
         self.image = sides("image", image)
-        self.patches = Patches(in_channels, whole("dim", dim), sides("patch", patch))
+        self.patches = Patches(in_channels, positive("dim", dim), sides("patch", patch))
         grid, hidden = self.patches.grid(self.image), hidden_width(dim, ratio)
         self.blocks = nn.ModuleList(
             GatedBlock(dim, hidden, gate_of(gate, hidden, grid, groups, gate_options), dropout=dropout, drop_path=rate)
-            for rate in rising(drop_path, whole("depth", depth))
+            for rate in rising(drop_path, positive("depth", depth))
         )
         self.norm, self.head = nn.LayerNorm(dim, eps=EPSILON), linear_head(dim, classes)
 
