@@ -233,6 +233,8 @@ def test_bad_options(options: dict[str, Any], match: str) -> None:
 def test_bad_widths_sizes_and_images() -> None:
     with pytest.raises(ValueError, match='size is "t", "s" or "b", got \'x\''):
         posmlp("x")
+    with pytest.raises(ValueError, match="hold a number for every stage, got 8, 1, "):
+        PosMLP(8, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="8 does not divide 12"):
         PosMLP((8, 12), (1, 1), ratios=(2, 2), groups=(2, 2))
     with pytest.raises(ValueError, match="first of dims is even"):

@@ -94,6 +94,7 @@ class GMLP(Sized):
     def embed(self, images: Tensor) -> Tensor:
         """One vector an image, (batch, dim): the mean of the normalised outputs of its patches."""
         size = check_images(images, self.patches.channels)
+        self.patches.grid(size)  # what patches do not fit is no size to resize to
         if size != self.image:
             raise ValueError(
                 f"this network mixes the patches of images of {self.image[0]} x {self.image[1]}, got {size[0]} x "

@@ -146,11 +146,12 @@ class PosMLP(Sized):
         features_only: bool = False,
     ) -> None:
         super().__init__()
-        stages = len(dims)
-        if stages < 1 or {len(depths), len(ratios), len(groups)} != {stages}:
+        per_stage = (dims, depths, ratios, groups)
+        stages = len(dims) if isinstance(dims, Sequence) else 0
+        if not stages or any(not isinstance(each, Sequence) or len(each) != stages for each in per_stage):
             raise ValueError(
                 "dims, depths, ratios and groups hold a number for every stage, got "
-                f"{tuple(dims)}, {tuple(depths)}, {tuple(ratios)} and {tuple(groups)}"
+                f"{dims}, {depths}, {ratios} and {groups}"
             )
         self.image, self.in_channels, self.channels = sides("image", image), in_channels, tuple(dims)
         self.stem = stem(in_channels, dims[0], stride, stem_norm)
