@@ -60,6 +60,8 @@ def test_the_free_gate_begins_as_the_identity_on_the_other_half() -> None:
 @pytest.mark.parametrize("gate", ["sgu", "lrpe", "gqpe"])
 def test_other_sizes_by_resize(gate: str) -> None:
     model = small(gate)
+    with pytest.raises(ValueError, match="height 0; patches of"):
+        model(torch.zeros(2, 1, 0, 15))
     with pytest.raises(ValueError, match=r"images of 12 x 15, got 18 x 24; .*network\.resize\(\(18, 24\)\)"):
         model(images(18, 24))
     other = model.resize((18, 24))

@@ -14,7 +14,7 @@ timm = pytest.importorskip("timm") if importlib.util.find_spec("timm") else None
 
 @pytest.mark.skipif(timm is not None, reason="timm is here")
 def test_without_timm_the_error_is_an_import_error() -> None:
-    with pytest.raises(ImportError, match="timm"):
+    with pytest.raises(ImportError, match=r"pip install .relpos\[vision\]"):
         register_with_timm()
 
 

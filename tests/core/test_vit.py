@@ -230,6 +230,7 @@ def test_bad_images(given: Any, error: type[Exception], match: str) -> None:
     [
         ({"image": 13}, "height 13"),
         ({"image": (12, 15, 3)}, "height, width"),
+        ({"image": 12.0}, r"image is \(height, width\) or an integer for a square, got 12.0"),
         ({"classes": 0}, "classes is a positive integer, got 0"),
         ({"pooling": "max"}, "pooling"),
         ({"causal": True}, "causal"),

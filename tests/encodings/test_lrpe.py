@@ -10,7 +10,7 @@ from torch import Tensor
 
 import relpos as rp
 from tests.encodings.case import EncodingCase
-from tests.encodings.test_swin import WIDTH, GridCase, cells
+from tests.encodings.test_swin import WIDTH, TableCase
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "rpe_posmlp.npz")
 
@@ -19,18 +19,11 @@ def arrays(prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): torch.from_numpy(GOLDEN[k]) for k in GOLDEN.files if k.startswith(prefix)}
 
 
-class TestLRPE(GridCase):
+class TestLRPE(TableCase):
     name = "lrpe"
 
     def make(self) -> Any:
         return rp.encodings.LRPE(self.heads, (9, WIDTH))
-
-    def truth(self, encoding: Any, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, content: Tensor) -> Tensor:
-        (h, w), out = encoding.window, torch.zeros(1, self.heads, len(q_pos), len(k_pos), dtype=torch.float64)
-        for i, (y, x) in enumerate(cells(q_pos).tolist()):
-            for j, (s, t) in enumerate(cells(k_pos).tolist()):
-                out[0, :, i, j] = encoding.table[(y - s + h - 1) * (2 * w - 1) + x - t + w - 1]
-        return out
 
     @pytest.mark.parametrize("side", [3, 4])
     def test_golden(self, side: int) -> None:

@@ -269,8 +269,10 @@ def test_class_tokens_that_are_nowhere(name: str) -> None:
 
 
 def test_bad_windows() -> None:
-    with pytest.raises(ValueError, match="window has one side for each of 2 axes"):
+    with pytest.raises(ValueError, match=r"window is \(height, width\) or an integer for a square, got \(3, 4, 5\)"):
         rp.encodings.AxialRoPE(8, window=(3, 4, 5))
+    with pytest.raises(ValueError, match="window is 3 sides or an integer for equal ones"):
+        rp.encodings.AxialRoPE(12, axes=3, window=(3, 4))
     with pytest.raises(ValueError, match="a side of pretrained is a positive integer, got 0"):
         rp.encodings.MixedRoPE(2, 8, window=3, pretrained=(3, 0))
     with pytest.raises(ValueError, match="pretrained=7 needs the window"):

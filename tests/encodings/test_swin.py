@@ -122,11 +122,8 @@ class GridCase(EncodingCase):
                 rp.attention(q, k, v, encoding, q_pos=Grid(cell), k_pos=Grid(cell))
 
 
-class TestSwinBias(GridCase):
-    name = "swin"
-
-    def make(self) -> Any:
-        return rp.encodings.SwinBias(self.heads, (9, WIDTH))
+class TableCase(GridCase):
+    """The inherited suite with a table of lags that is indexed query minus key, row by row."""
 
     def truth(self, encoding: Any, q: Tensor, k: Tensor, q_pos: Tensor, k_pos: Tensor, content: Tensor) -> Tensor:
         (h, w), out = encoding.window, torch.zeros(1, self.heads, len(q_pos), len(k_pos), dtype=torch.float64)
@@ -134,6 +131,19 @@ class TestSwinBias(GridCase):
             for j, (s, t) in enumerate(cells(k_pos).tolist()):
                 out[0, :, i, j] = encoding.table[(y - s + h - 1) * (2 * w - 1) + x - t + w - 1]
         return out
+
+    def test_the_generator_of_a_whole_window_is_the_table(self) -> None:
+        encoding = self.build()
+        (h, w), lags = encoding.window, encoding.lags(encoding.window)
+        assert torch.equal(lags.flip(1, 2).flatten(1).T, encoding.table)
+        torch.testing.assert_close(encoding.lags((h, w - 1)), lags[:, :, 1:-1], rtol=0, atol=0)
+
+
+class TestSwinBias(TableCase):
+    name = "swin"
+
+    def make(self) -> Any:
+        return rp.encodings.SwinBias(self.heads, (9, WIDTH))
 
     @pytest.mark.parametrize(("case", "window"), [("3x3", (3, 3)), ("4x2", (4, 2)), ("4x4_pre0", (4, 4))])
     def test_golden(self, case: str, window: tuple[int, int]) -> None:
@@ -165,11 +175,12 @@ class TestSwinBias(GridCase):
         encoding = rp.encodings.SwinBias(2, (3, 4))
         q = torch.randn(1, 2, 16, 8)
         for sides in ((4, 4), (2, 8)):
-            with pytest.raises(ValueError, match=r"outside the window 3 x 4; .*resize"):
+            with pytest.raises(ValueError, match=r"the lag \[.*\] lies outside the window 3 x 4 of SwinBias; .*resize"):
                 rp.attention(q, q, q, encoding, q_pos=Grid.of(*sides), k_pos=Grid.of(*sides))
-        with pytest.raises(ValueError, match="window is"):
-            rp.encodings.SwinBias(2, (3, 4, 5))  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="width of window is a positive integer, got 0"):
+        for wrong in ((3, 4, 5), (3,), 2.5, None):
+            with pytest.raises(ValueError, match=r"window is \(height, width\) or an integer for a square, got"):
+                rp.encodings.SwinBias(2, wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="a side of window is a positive integer, got 0"):
             rp.encodings.SwinBias(2, (3, 0))
 
     def test_resize(self) -> None:

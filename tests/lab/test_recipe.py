@@ -15,7 +15,7 @@ from relpos.lab.errors import LabError
 from relpos.lab.progress import Reporter
 from relpos.lab.recipe import Average, Recipe, batches, in_steps
 from relpos.lab.settings import Settings, preset, usual_preset
-from relpos.lab.train import learning_rate, train_model
+from relpos.lab.train import Training, learning_rate, train_model
 from tests.lab.toy import Toy
 
 RECIPE = {"betas": [0.9, 0.999], "eps": 1e-5, "first": 0.01, "last": 0.001, "average": 0.9}
@@ -35,7 +35,7 @@ def train(folder: Path, which: Settings, steps: int, stop: int | None = None) ->
 
             os.kill(os.getpid(), signal.SIGINT)
 
-    return train_model(Toy(), which, "toy_slope", 0, 0.01, steps, folder, progress).model
+    return train_model(Training(Toy(), which, "toy_slope", 0, 0.01, steps, folder), progress).model
 
 
 def test_the_average_follows_the_weights_and_copies_counts() -> None:

@@ -20,7 +20,7 @@ from relpos.lab import assess
 from relpos.lab.compare import compare
 from relpos.lab.jobs import Crew
 from relpos.lab.progress import Reporter
-from relpos.lab.train import CHECKPOINT, learning_rate, read_log, train_model
+from relpos.lab.train import CHECKPOINT, Training, learning_rate, read_log, train_model
 from tests.lab.conftest import quiet, settings
 from tests.lab.toy import Toy
 
@@ -59,7 +59,7 @@ class Fails(Toy):
 
 def train(task: Any, folder: Path, encoding: str = "toy_slope", steps: int = 20) -> None:
     with Reporter(quiet=True).step("") as progress:
-        train_model(task, settings(steps=steps), encoding, 1, 0.01, steps, folder, progress)
+        train_model(Training(task, settings(steps=steps), encoding, 1, 0.01, steps, folder), progress)
 
 
 def assert_same(one: Path, other: Path) -> None:

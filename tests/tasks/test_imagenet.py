@@ -129,8 +129,16 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path, monkeypatch: pyte
         ImageNet()
     with pytest.raises(ValueError, match="no folders train and val"):
         made(folder / "train").prepare()
-    with pytest.raises(ValueError, match="crop in"):
-        made(folder, crop=0)
+    for options, said in (
+        ({"crop": 0}, "crop in"),
+        ({"side": 1.5}, "side is a positive integer"),
+        ({"scale": 0.5}, "scale is a least and a largest"),
+        ({"ratio": [1.5, 0.67]}, "ratio is a least and a largest"),
+        ({"judged": [5]}, "judged holds two numbers"),
+        ({"smoothing": 1.0}, "smoothing in"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            made(folder, **options)  # type: ignore[arg-type]
     monkeypatch.undo()
     monkeypatch.setitem(__import__("sys").modules, "timm.data", None)
     with pytest.raises(ModuleNotFoundError, match=r"relpos\[vision\]"):

@@ -163,9 +163,15 @@ def test_a_linear_model_finds_what_is_linear() -> None:
 def test_bad_options_are_told_when_the_task_is_made() -> None:
     for options, said in (
         ({"dataset": "cifar"}, "dataset is one of"),
-        ({"side": 0}, "at least 1"),
-        ({"judged": (0, 5)}, "judged"),
+        ({"side": 0}, "side is a positive integer, got 0"),
+        ({"side": 1.5}, "side is a positive integer, got 1.5"),
+        ({"judged": (0, 5)}, "each of judged is a positive integer, got 0"),
+        ({"judged": [5]}, "judged holds two numbers"),
+        ({"judged": 5}, "judged is a list of positive integers"),
+        ({"sizes": 8}, "sizes is a list of positive integers.*got 8"),
+        ({"sizes": [8, "x"]}, "each of sizes is a positive integer, got 'x'"),
         ({"shift": -1}, "shift"),
+        ({"shift": 1.5}, "shift is a whole number of pixels.*got 1.5"),
     ):
         with pytest.raises(ValueError, match=said):
             Images(**options)  # type: ignore[arg-type]

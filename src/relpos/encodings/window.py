@@ -12,14 +12,18 @@ from relpos.positions import Grid, Index
 
 Sides = Sequence[int] | int
 """(height, width), an integer for a square, or (length,) for a line of tokens."""
+_WANTED = {1: "(length,)", 2: "(height, width) or an integer for a square"}
 
 
 def sides_of(name: str, window: Sides, axes: int | None = None) -> tuple[int, ...]:
-    """The sides, each at least 1; ValueError where they are not one or two, or not as many as `axes`."""
-    sides = (window,) * (axes or 2) if isinstance(window, int) else tuple(window)
-    if len(sides) not in (1, 2) or (axes is not None and len(sides) != axes):
-        wanted = {1: "(length,)", 2: "(height, width) or an integer for a square"}
-        allowed = wanted[axes] if axes else f"{wanted[2]}, or {wanted[1]}"
+    """The sides, each at least 1; ValueError where they are not as many as `axes`, or without it one or two."""
+    try:
+        sides = (window,) * (axes or 2) if isinstance(window, int) else tuple(window)
+    except TypeError:  # no integer, and no sequence either
+        sides = ()
+    if len(sides) not in ((1, 2) if axes is None else (axes,)):
+        several = f"{axes} sides or an integer for equal ones"
+        allowed = f"{_WANTED[2]}, or {_WANTED[1]}" if axes is None else _WANTED.get(axes, several)
         raise ValueError(f"{name} is {allowed}, got {window!r}")
     return tuple(positive(f"a side of {name}", side) for side in sides)
 
@@ -33,17 +37,21 @@ def said(sides: tuple[int, ...]) -> str:
     return " x ".join(map(str, sides))
 
 
-def check_lags(lag: Tensor, window: tuple[int, ...], name: str) -> tuple[Tensor, ...]:
-    """The lag along each axis; ValueError for another number of axes and for a lag that the window does not hold."""
-    if len(window) == 1:
-        parts: tuple[Tensor, ...] = (lag,)
-    elif lag.dim() < 1 or lag.shape[-1] != len(window):
+def vectors(lag: Tensor, axes: int, name: str) -> Tensor:
+    """Lags as (.., axes); ValueError where they have another number of axes. Those of a line come without an axis."""
+    if axes == 1:
+        return lag.unsqueeze(-1)
+    if lag.dim() < 1 or lag.shape[-1] != axes:
         raise ValueError(
-            f"{name} of the window {said(window)} takes lags (.., {len(window)}) in rows and columns, got "
-            f"{tuple(lag.shape)}; positions are Grid.of(height, width) or integers (n, 2)"
+            f"{name} takes lags (.., {axes}) in rows and columns, got {tuple(lag.shape)}; "
+            "positions are Grid.of(height, width) or integers (n, 2)"
         )
-    else:
-        parts = lag.unbind(-1)
+    return lag
+
+
+def inside(lag: Tensor, window: tuple[int, ...], name: str) -> tuple[Tensor, ...]:
+    """The lag along each axis; ValueError for another number of axes and for a lag that the window does not hold."""
+    parts = vectors(lag, len(window), name).unbind(-1)
     outside = torch.stack([part.abs() >= side for part, side in zip(parts, window, strict=True)]).any(0)
     if bool(outside.any()):
         worst = [int(part[outside][0]) for part in parts]

@@ -21,7 +21,7 @@ from relpos.lab.checkpoint import load_checkpoint, read_json, write_json
 from relpos.lab.errors import LabError, RunDirectoryError
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.settings import Settings
-from relpos.lab.train import CHECKPOINT, build, train_model
+from relpos.lab.train import CHECKPOINT, Training, build, train_model
 from relpos.tasks import cache
 from relpos.tasks.music.arrange import view
 from relpos.tasks.music.composer import Composer, Size
@@ -118,7 +118,7 @@ def train(
         reporter.say(f"{folder} was begun with {config['steps']:,} steps: going on to the last of them")
     settings = _settings(batch, int(config["steps"]))
     with reporter.step(f"training {folder.name}") as step:
-        trained = train_model(task, settings, ENCODING, SEED, RATE, settings.steps, folder, step)
+        trained = train_model(Training(task, settings, ENCODING, SEED, RATE, settings.steps, folder), step)
     if trained.diverged is not None:
         raise LabError(f"the training in {folder} diverged at step {trained.diverged}: delete it and use other data")
 

@@ -26,7 +26,7 @@ from relpos.lab.assess import assess
 from relpos.lab.errors import LabError
 from relpos.lab.progress import Notice, Reporter, Step, seconds_text
 from relpos.lab.settings import Settings
-from relpos.lab.train import SAVE_EVERY, train_model
+from relpos.lab.train import SAVE_EVERY, Training, train_model
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ def perform(task: Any, settings: Settings, job: Job, save_every: float, progress
     def measure_progress(done: float, total: float, text: str = "") -> None:
         progress(training, 1.0, f"evaluating, {text}")
 
-    trained = train_model(
-        task, settings, job.encoding, job.seed, job.rate, job.steps, job.folder, train_progress, save_every
-    )
+    asked = Training(task, settings, job.encoding, job.seed, job.rate, job.steps, job.folder)
+    trained = train_model(asked, train_progress, save_every)
     if not job.measured:
         return None
     return assess(task, settings, trained, job.encoding, job.seed, job.rate, job.folder, measure_progress)

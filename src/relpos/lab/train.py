@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,86 +126,73 @@ def build(task: Any, settings: Settings, encoding: str) -> nn.Module:
     return model
 
 
-def train_model(
-    task: Any,
-    settings: Settings,
-    encoding: str,
-    seed: int,
-    rate: float,
-    steps: int,
-    folder: Path,
-    progress: Notice,
-    save_every: float = SAVE_EVERY,
-) -> Trained:
-    """Train one model in `folder`, from its checkpoint where there is one; a finished one is loaded and returned.
+@dataclass(frozen=True)
+class Training:
+    """One model to be trained. encoding: a label of the settings; folder: where its checkpoint and its log lie."""
 
-    encoding: a label of the settings.
+    task: Any
+    settings: Settings
+    encoding: str
+    seed: int
+    rate: float
+    steps: int
+    folder: Path
+
+
+def train_model(training: Training, progress: Notice, save_every: float = SAVE_EVERY) -> Trained:
+    """Train one model, from its checkpoint where there is one; a finished one is loaded and returned.
+
     Ctrl-C saves a checkpoint between two steps and raises KeyboardInterrupt.
     save_every: seconds between checkpoints (has no influence on the weights).
     Where the settings have a recipe for several devices, a process of its own trains on each.
     """
-    recipe = Recipe.of(settings.recipe)
-    recipe.check(settings.batch)
-    arguments = (task, settings, encoding, seed, rate, steps, folder)
+    recipe = Recipe.of(training.settings.recipe)
+    recipe.check(training.settings.batch)
     if recipe.count() == 1:
-        return _train(recipe.fabric(), *arguments, progress, save_every)
+        return _train(recipe.fabric(), training, progress, save_every)
     with ignored_interrupts():  # the processes hear Ctrl-C themselves, and save before they end
         # Bound and not passed on: Lightning goes through what it passes, and stops at a frozen record.
-        work = functools.partial(_train_one_of_several, arguments=arguments, save_every=save_every)
+        work = functools.partial(_train_one_of_several, training=training, save_every=save_every)
         outcome = recipe.fabric().launch(work)
     if outcome == "stopped":
         raise KeyboardInterrupt
-    return _train(Recipe.of({**settings.recipe, "devices": 1}).fabric(), *arguments, progress, save_every)
+    return _train(replace(recipe, devices=1).fabric(), training, progress, save_every)
 
 
-Arguments = tuple[Any, Settings, str, int, float, int, Path]
-"""Task, settings, encoding, seed, rate, steps and folder."""
-
-
-def _train_one_of_several(device: Fabric, arguments: Arguments, save_every: float) -> str:
+def _train_one_of_several(device: Fabric, training: Training, save_every: float) -> str:
     """A process of several; the first tells of its progress by lines."""
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
-            _train(device, *arguments, step, save_every)
+            _train(device, training, step, save_every)
     except KeyboardInterrupt:
         return "stopped"
     return "done"
 
 
-def _train(
-    device: Fabric,
-    task: Any,
-    settings: Settings,
-    encoding: str,
-    seed: int,
-    rate: float,
-    steps: int,
-    folder: Path,
-    progress: Notice,
-    save_every: float,
-) -> Trained:
+def _train(device: Fabric, training: Training, progress: Notice, save_every: float) -> Trained:
+    settings, steps = training.settings, training.steps
     recipe = Recipe.of(settings.recipe)
-    torch.manual_seed(seed)
-    network = build(task, settings, encoding)
+    torch.manual_seed(training.seed)
+    network = build(training.task, settings, training.encoding)
     optimizer = torch.optim.AdamW(
-        parameter_groups(network, settings.weight_decay), lr=rate, betas=recipe.betas, eps=recipe.eps
+        parameter_groups(network, settings.weight_decay), lr=training.rate, betas=recipe.betas, eps=recipe.eps
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / CHECKPOINT
+    training.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = training.folder / CHECKPOINT
     state: dict[str, Any] = {"step": 0, "diverged": None}
     wrapped, prepared = device.setup(network, optimizer)
     average = None if recipe.average is None else Average(network, recipe.average)
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, network, optimizer, average)
     if state["step"] < steps and state["diverged"] is None:
-        log = Log(folder / "metrics.jsonl", state["step"]) if device.is_global_zero else None
+        log = Log(training.folder / "metrics.jsonl", state["step"]) if device.is_global_zero else None
         own = (device.global_rank, device.world_size)
-        source = batches(task, seed, settings.batch, state["step"], steps, recipe.loaders, *own)
+        source = batches(training.task, training.seed, settings.batch, state["step"], steps, recipe.loaders, *own)
 
         def write(line: dict[str, Any]) -> None:
             if log is not None:
-                _note(log, line, task, settings, network, state["step"], steps, progress)
+                _note(log, line, training, network, state["step"], progress)
 
         def save() -> None:
             if log is not None:
@@ -213,8 +200,8 @@ def _train(
 
         def take() -> dict[str, Any]:
             if device.world_size > 1:  # a checkpoint holds one random state, not one a process: it is drawn anew
-                torch.manual_seed(hash((seed, state["step"], device.global_rank)) % 2**63)
-            line = _step(device, task, settings, wrapped, prepared, next(source), state["step"], steps, rate)
+                torch.manual_seed(hash((training.seed, state["step"], device.global_rank)) % 2**63)
+            line = _step(device, training, wrapped, prepared, next(source), state["step"])
             if average is not None and line["loss"] is not None:
                 average.update(network)
             return line
@@ -254,21 +241,12 @@ def _loop(
                 raise KeyboardInterrupt
 
 
-def _note(
-    log: Log,
-    line: dict[str, Any],
-    task: Any,
-    settings: Settings,
-    network: nn.Module,
-    step: int,
-    steps: int,
-    progress: Notice,
-) -> None:
+def _note(log: Log, line: dict[str, Any], training: Training, network: nn.Module, step: int, progress: Notice) -> None:
     """One line of the log, with the validation loss where it is due."""
-    if _validates(step, steps, settings.validations) and line["loss"] is not None:
-        line["validation"] = validation_loss(task, network)
+    if _validates(step, training.steps, training.settings.validations) and line["loss"] is not None:
+        line["validation"] = validation_loss(training.task, network)
     log.write(line)
-    progress(step, steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
+    progress(step, training.steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
 
 
 def _any(device: Fabric, here: bool) -> bool:
@@ -301,21 +279,11 @@ def _backward(device: Fabric, task: Any, model: Any, batch: Any, parts: int) -> 
     return float(total if device.world_size == 1 else device.all_reduce(total, reduce_op="mean"))
 
 
-def _step(
-    device: Fabric,
-    task: Any,
-    settings: Settings,
-    model: Any,
-    optimizer: Any,
-    made: Any,
-    step: int,
-    steps: int,
-    peak: float,
-) -> dict[str, Any]:
+def _step(device: Fabric, training: Training, model: Any, optimizer: Any, made: Any, step: int) -> dict[str, Any]:
     """One step of training and its line in the log; loss None means that it was not a finite number."""
-    recipe = Recipe.of(settings.recipe)
+    task, settings, recipe = training.task, training.settings, Recipe.of(training.settings.recipe)
     batch = device.to_device(made)
-    rate = learning_rate(step, steps, peak, settings.warmup, recipe.first, recipe.last)
+    rate = learning_rate(step, training.steps, training.rate, settings.warmup, recipe.first, recipe.last)
     for group in optimizer.param_groups:
         group["lr"] = rate
     begin = time.perf_counter()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from relpos.models.images import DropPath, whole
+from relpos.encodings.base import positive
+from relpos.models.images import DropPath
 
 EPSILON = 1e-6  # of every normalisation in the released networks
 
@@ -19,7 +20,7 @@ class GatedBlock(nn.Module):
 
     def __init__(self, dim: int, hidden: int, gate: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
         super().__init__()
-        if whole("the width of the gate's input", hidden) % 2:
+        if positive("the width of the gate's input", hidden) % 2:
             raise ValueError(f"a gate takes two halves of the channels: dim * ratio is even, got {hidden}")
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
         self.expand, self.gate, self.project = nn.Linear(dim, hidden), gate, nn.Linear(hidden // 2, dim)
@@ -36,7 +37,7 @@ class GatedBlock(nn.Module):
 
 def hidden_width(dim: int, ratio: float) -> int:
     """ratio * dim, a whole number."""
-    hidden = round(ratio * whole("dim", dim)) if isinstance(ratio, int | float) else 0
+    hidden = round(ratio * positive("dim", dim)) if isinstance(ratio, int | float) else 0
     if hidden < 1 or abs(hidden - ratio * dim) > 1e-6:
         raise ValueError(f"ratio * dim is a whole number of channels, got ratio={ratio!r} and dim={dim}")
     return hidden
@@ -44,7 +45,7 @@ def hidden_width(dim: int, ratio: float) -> int:
 
 def linear_head(dim: int, classes: int) -> nn.Linear:
     """The last layer of a classifier: truncated normal 0.02, bias 0."""
-    head = nn.Linear(dim, whole("classes", classes))
+    head = nn.Linear(dim, positive("classes", classes))
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return head

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
 from relpos.encodings.reference import need
 from relpos.models.gated import EPSILON, GatedBlock, hidden_width, linear_head
 from relpos.models.gates import GateMaker, gate_of, resized
-from relpos.models.images import Patches, Sides, Sized, check_images, rising, sides, whole
+from relpos.models.images import Patches, Sides, Sized, check_images, rising, sides
 
 
 class GMLP(Sized):
@@ -56,11 +57,11 @@ class GMLP(Sized):
     ) -> None:
         super().__init__()
         self.image = sides("image", image)
-        self.patches = Patches(in_channels, whole("dim", dim), sides("patch", patch))
+        self.patches = Patches(in_channels, positive("dim", dim), sides("patch", patch))
         grid, hidden = self.patches.grid(self.image), hidden_width(dim, ratio)
         self.blocks = nn.ModuleList(
             GatedBlock(dim, hidden, gate_of(gate, hidden, grid, groups, gate_options), dropout=dropout, drop_path=rate)
-            for rate in rising(drop_path, whole("depth", depth))
+            for rate in rising(drop_path, positive("depth", depth))
         )
         self.norm, self.head = nn.LayerNorm(dim, eps=EPSILON), linear_head(dim, classes)
 
@@ -93,6 +94,7 @@ class GMLP(Sized):
     def embed(self, images: Tensor) -> Tensor:
         """One vector an image, (batch, dim): the mean of the normalised outputs of its patches."""
         size = check_images(images, self.patches.channels)
+        self.patches.grid(size)  # what patches do not fit is no size to resize to
         if size != self.image:
             raise ValueError(
                 f"this network mixes the patches of images of {self.image[0]} x {self.image[1]}, got {size[0]} x "

@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
+from relpos.encodings.window import sides_of
+
 Sides = tuple[int, int]
 
 
 def sides(name: str, given: int | Sequence[int]) -> Sides:
     """(height, width), both at least 1; one integer is a square."""
-    both = (given, given) if isinstance(given, int) else tuple(given)
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in both)
-    if len(both) != 2 or not whole:
-        raise ValueError(f"{name} is a positive integer or (height, width), got {given!r}")
-    return both[0], both[1]
-
-
-def whole(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is a positive integer, got {value!r}")
-    return value
+    height, width = sides_of(name, given, axes=2)
+    return height, width
 
 
 def share(name: str, value: float) -> float:
@@ -63,7 +57,7 @@ class Patches(nn.Module):
 
     def __init__(self, channels: int, dim: int, patch: Sides) -> None:
         super().__init__()
-        self.channels, self.patch = whole("in_channels", channels), patch
+        self.channels, self.patch = positive("in_channels", channels), patch
         self.project = nn.Conv2d(self.channels, dim, patch, patch)
         nn.init.trunc_normal_(self.project.weight, std=0.02)
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
 from relpos.encodings.reference import need
 from relpos.mixers.gating import PoSGU
 from relpos.models.gated import EPSILON, GatedBlock, hidden_width, linear_head
 from relpos.models.gates import GateMaker, gate_of, resized
-from relpos.models.images import Sides, Sized, check_images, rising, sides, whole
+from relpos.models.images import Sides, Sized, check_images, rising, sides
 from relpos.models.windows import check_tiled, derived, given, merge, partition, rescaled
 
 StemNorm = Literal["batch", "layer"]
@@ -68,10 +69,10 @@ def stem(channels: int, dim: int, stride: int, norm: StemNorm) -> nn.Sequential:
         raise ValueError(f"the stem has stride 1, 2 or 4, got {stride!r}")
     if norm not in ("batch", "layer"):
         raise ValueError(f'stem_norm is "batch" or "layer", got {norm!r}')
-    if whole("the first of dims", dim) % 2:
+    if positive("the first of dims", dim) % 2:
         raise ValueError(f"the stem begins with half of the channels: the first of dims is even, got {dim}")
     layers: list[nn.Module] = []
-    widths = [whole("in_channels", channels), dim // 2, dim, dim]
+    widths = [positive("in_channels", channels), dim // 2, dim, dim]
     for index, (before, after, size) in enumerate(zip(widths, widths[1:], (3, 3, 1))):
         step = 2 if index < {1: 0, 2: 1, 4: 2}[stride] else 1
         layers += [nn.Conv2d(before, after, size, step, size // 2), _stem_norm(norm, after), nn.GELU()]
@@ -145,18 +146,19 @@ class PosMLP(Sized):
         features_only: bool = False,
     ) -> None:
         super().__init__()
-        stages = len(dims)
-        if stages < 1 or {len(depths), len(ratios), len(groups)} != {stages}:
+        per_stage = (dims, depths, ratios, groups)
+        stages = len(dims) if isinstance(dims, Sequence) else 0
+        if not stages or any(not isinstance(each, Sequence) or len(each) != stages for each in per_stage):
             raise ValueError(
                 "dims, depths, ratios and groups hold a number for every stage, got "
-                f"{tuple(dims)}, {tuple(depths)}, {tuple(ratios)} and {tuple(groups)}"
+                f"{dims}, {depths}, {ratios} and {groups}"
             )
         self.image, self.in_channels, self.channels = sides("image", image), in_channels, tuple(dims)
         self.stem = stem(in_channels, dims[0], stride, stem_norm)
         self.strides = tuple(stride * 2**index for index in range(stages))
         sizes = derived(self.image, self.strides) if windows is None else given(windows, stages)
         check_tiled(self.image, sizes, self.strides)
-        rates = iter(rising(drop_path, sum(whole("a depth", depth) for depth in depths)))
+        rates = iter(rising(drop_path, sum(positive("a depth", depth) for depth in depths)))
         self.stages = nn.ModuleList()
         for dim, depth, ratio, count, window in zip(dims, depths, ratios, groups, sizes):
             hidden = hidden_width(dim, ratio)

@@ -28,7 +28,10 @@ def register_with_timm() -> list[str]:
     features_only and out_indices are understood; all others go to `PosMLP`. ImportError where timm is not installed.
     There are no pretrained weights: pretrained=True raises ValueError. Calling it again changes nothing.
     """
-    registry = importlib.import_module("timm.models")
+    try:
+        registry = importlib.import_module("timm.models")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("timm is not installed: pip install 'relpos[vision]'", name="timm") from error
     for name, size in NAMES.items():
         if not registry.is_model(name):
             registry.register_model(_entry(name, size))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.absolute.learned import Learned
-from relpos.encodings.base import Encoding
+from relpos.encodings.base import Encoding, positive
 from relpos.encodings.cells import with_class_tokens
 from relpos.encodings.registry import entry, signature_of
 from relpos.encodings.tables import resized_cells
 from relpos.mixers.prefix import with_prefix
-from relpos.models.images import DropPath, Patches, Sides, Sized, check_images, rising, scaled, sides, whole
+from relpos.models.images import DropPath, Patches, Sides, Sized, check_images, rising, scaled, sides
 from relpos.models.transformer import Block, Stack
 from relpos.positions import Grid, Index, Position
 
@@ -65,9 +65,9 @@ class ViT(Sized, Stack):
             raise ValueError(f'pooling is "mean" or "cls", got {pooling!r}')
         if options.get("causal"):
             raise ValueError("a ViT reads the whole image: causal=True is not possible")
-        whole("classes", classes)
+        positive("classes", classes)
         size, cut = sides("image", image), sides("patch", patch)
-        patches = Patches(in_channels, whole("dim", dim), cut)
+        patches = Patches(in_channels, positive("dim", dim), cut)
         grid = patches.grid(size)
         known = _known(encoding, grid, heads, pooling == "cls", encoding_options)
         super().__init__(dim, depth, heads, encoding, dropout=dropout, encoding_options=known, **options)

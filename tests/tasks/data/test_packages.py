@@ -86,6 +86,16 @@ def test_apt_is_asked_again_with_lists_of_its_own(tmp_path: Path, client: Path) 
     assert not got.expected and got.record()["expected"].startswith("no")  # Debian moves: told, not refused
 
 
+def test_apt_without_a_network_says_so_and_not_that_there_is_no_such_package(client: Path) -> None:
+    told = 'case "$*" in *any\\ update) echo "E: Could not connect"; exit 100;; *update) exit 0;;'
+    script(client, "apt-get", told + " *) echo none; exit 100;; esac")
+    with pytest.raises(FetchError, match="Could not connect"):
+        obtain([packages.Package("apt-get", "fake", "", "0" * 64, 1)])
+    script(client, "apt-get", 'case "$*" in *update) exit 0;; *) echo no such package; exit 100;; esac')
+    with pytest.raises(FetchError, match="no such package"):
+        obtain([packages.Package("apt-get", "fake", "", "0" * 64, 1)])
+
+
 def test_a_missing_client_is_told_and_a_file_put_there_by_hand_is_used(tmp_path: Path, client: Path) -> None:
     file = made.npm(tmp_path / "fake-1.0.tgz", {"x": b"hello"})
     wanted = made.package("npm", "fake", file)

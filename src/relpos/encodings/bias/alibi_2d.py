@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relpos.encodings.base import check_heads
 from relpos.encodings.bias.alibi import FixedBias, Rule, alibi_slopes
-from relpos.encodings.bias.swin import check_lag
+from relpos.encodings.window import vectors
 from relpos.positions import Grid
 
 Metric = Literal["euclidean", "manhattan"]
@@ -45,8 +45,7 @@ class ALiBi2D(FixedBias):
         self.register_buffer("slopes", alibi_slopes(heads, slopes))
 
     def at(self, lag: Tensor) -> Tensor:
-        check_lag(lag, "ALiBi2D")
-        exact = lag.to(torch.float64)
+        exact = vectors(lag, 2, "ALiBi2D").to(torch.float64)
         distance = exact.abs().sum(-1) if self.metric == "manhattan" else exact.square().sum(-1).sqrt()
         return -self.slopes.view(-1, *[1] * distance.dim()) * distance
 

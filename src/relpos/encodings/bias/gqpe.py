@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, check_heads
 from relpos.encodings.reference import need
-from relpos.encodings.window import Sides, kind_of, said, sides_of
+from relpos.encodings.window import Sides, kind_of, said, sides_of, vectors
 from relpos.positions import Grid, Index
 
 Kind = Literal["full", "diagonal", "isotropic"]
@@ -87,15 +87,14 @@ class GQPE(Bias):
             window = math.isqrt(cells)
             if window**2 != cells:
                 raise ValueError(f"{cells} token biases belong to no square window; give window")
+        turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=centers.dtype)  # (column, -row) to (row, column)
         if len(sides_of("window", window)) == 1:
             own = cls(len(centers), window, symmetric=False)
             state = {"centers": centers if generalized else torch.zeros_like(centers), "spreads": spreads[..., None]}
         elif spreads.dim() == 1:
-            turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=centers.dtype)  # (column, -row) to (row, column)
             own = cls(len(centers), window, kind="isotropic", as_released=True)
             state = {"centers": centers @ turn.T, "spreads": spreads}
         else:
-            turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=centers.dtype)
             own = cls(len(centers), window, symmetric)
             state = {"centers": centers @ turn.T, "spreads": turn @ spreads if symmetric else turn @ spreads @ turn.T}
         own = own.to(centers.dtype)
@@ -114,7 +113,7 @@ class GQPE(Bias):
         return squares * self.centers, torch.diag_embed(own)
 
     def at(self, lag: Tensor) -> Tensor:
-        r = self._vectors(lag)
+        r = vectors(lag, len(self.window), "GQPE")
         linear, square = self.forms()
         dtype = torch.promote_types(linear.dtype, torch.float32)
         r, linear, square = r.to(dtype), linear.to(dtype), square.to(dtype)
@@ -136,17 +135,6 @@ class GQPE(Bias):
         other = other.to(self.centers)
         other.load_state_dict(self.state_dict())
         return other
-
-    def _vectors(self, lag: Tensor) -> Tensor:
-        axes = len(self.window)
-        if axes == 1:
-            return lag.unsqueeze(-1)
-        if lag.dim() < 1 or lag.shape[-1] != axes:
-            raise ValueError(
-                f"GQPE of the window {said(self.window)} takes lags (.., {axes}) in rows and columns, got "
-                f"{tuple(lag.shape)}; positions are Grid.of(height, width) or integers (n, 2)"
-            )
-        return lag
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, window={said(self.window)}, kind={self.kind}, symmetric={self.symmetric}"

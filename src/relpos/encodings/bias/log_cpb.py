@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Bias, check_heads
-from relpos.encodings.bias.swin import check_lag, check_window
 from relpos.encodings.network import evaluate
 from relpos.encodings.reference import need
+from relpos.encodings.window import sides_of, vectors
 from relpos.positions import Grid
 
 
@@ -44,8 +44,8 @@ class LogCPB(Bias):
         self, heads: int, window: tuple[int, int] | int, pretrained: tuple[int, int] | int | None = None
     ) -> None:
         super().__init__()
-        self.heads, self.window = check_heads(heads), check_window("window", window)
-        self.pretrained = self.window if pretrained is None else check_window("pretrained", pretrained)
+        self.heads, self.window = check_heads(heads), sides_of("window", window, axes=2)
+        self.pretrained = self.window if pretrained is None else sides_of("pretrained", pretrained, axes=2)
         self.mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
         for name, parameter in self.mlp.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
@@ -75,7 +75,7 @@ class LogCPB(Bias):
         return u.sign() * torch.log2(u.abs() + 1) / 3
 
     def at(self, lag: Tensor) -> Tensor:
-        check_lag(lag, "LogCPB")
+        lag = vectors(lag, 2, "LogCPB")
         if lag.numel() == 0:
             return self._network(lag)
         low, high = lag.reshape(-1, 2).amin(0), lag.reshape(-1, 2).amax(0)
@@ -94,7 +94,7 @@ class LogCPB(Bias):
     def resize(self, window: tuple[int, int] | int) -> LogCPB:
         """A new LogCPB for another window: the same function of the lag, nothing is interpolated."""
         other = copy.deepcopy(self)
-        other.window = check_window("window", window)
+        other.window = sides_of("window", window, axes=2)
         return other
 
     def extra_repr(self) -> str:

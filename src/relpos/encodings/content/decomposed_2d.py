@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import ContentBias, Slices, State, States, Tile, positive
-from relpos.encodings.bias.swin import check_window
 from relpos.encodings.cells import placed
 from relpos.encodings.reference import need
 from relpos.encodings.tables import LagTables, resized
+from relpos.encodings.window import sides_of
 from relpos.positions import Grid, Positions
 
 
@@ -43,7 +43,7 @@ class Decomposed2D(LagTables, ContentBias):
 
     def __init__(self, dim: int, window: tuple[int, int] | int) -> None:
         super().__init__()
-        self.dim, self.window = positive("dim", dim), check_window("window", window)
+        self.dim, self.window = positive("dim", dim), sides_of("window", window, axes=2)
         self.rows, self.columns = (nn.Parameter(torch.zeros(2 * side - 1, dim)) for side in self.window)
 
     @classmethod

@@ -8,10 +8,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from relpos.encodings.base import positive
 from relpos.encodings.cells import placed
 from relpos.encodings.transform.rotation import Layout, Rotary, check_base, check_layout, check_width, per_token
-from relpos.encodings.window import Sides
+from relpos.encodings.window import Sides, sides_of
 from relpos.positions import Grid, Position, Positions
 
 
@@ -46,8 +45,8 @@ class Stretched(nn.Module):
     def _set_window(self, axes: int, window: Sides | None, pretrained: Sides | None) -> None:
         if window is None and pretrained is not None:
             raise ValueError(f"pretrained={pretrained!r} needs the window that the grid has now")
-        self.window = None if window is None else _sides("window", window, axes)
-        self.pretrained = self.window if pretrained is None else _sides("pretrained", pretrained, axes)
+        self.window = None if window is None else sides_of("window", window, axes)
+        self.pretrained = self.window if pretrained is None else sides_of("pretrained", pretrained, axes)
 
     def coordinates(self, grid: Grid) -> Tensor:
         """Float64 (batch or 1, n, axes) of the cells, stretched; 0 for class tokens."""
@@ -61,20 +60,13 @@ class Stretched(nn.Module):
         a window counts cells on grids of any size, so its copy is the same."""
         other = copy.deepcopy(self)
         if self.window is not None:
-            other.window = _sides("window", window, len(self.window))
+            other.window = sides_of("window", window, len(self.window))
         return other
 
     def _words(self) -> str:
         if self.window is None:
             return ""
         return f", window={self.window}" + ("" if self.window == self.pretrained else f", pretrained={self.pretrained}")
-
-
-def _sides(name: str, given: Sides, axes: int) -> tuple[int, ...]:
-    sides = (given,) * axes if isinstance(given, int) else tuple(given)
-    if len(sides) != axes:
-        raise ValueError(f"{name} has one side for each of {axes} axes, got {given!r}")
-    return tuple(positive(f"a side of {name}", side) for side in sides)
 
 
 class AxialRoPE(Stretched, Rotary):

@@ -173,7 +173,13 @@ def _apt(packages: Sequence[Package], files: Path, run: Run) -> None:
     (state / "archives" / "partial").mkdir(parents=True)
     private = [f"-oDir::State::Lists={state / 'lists'}", f"-oDir::Cache={state}", "-oAcquire::Languages=none"]
     run([apt, *private, "update"])
-    run([apt, *private, "download", *names])
+    try:
+        run([apt, *private, "download", *names])
+    except FetchError:
+        # Without a network `update` ends well, with empty lists, and `download` then knows no such package. Only where
+        # nothing was found does it matter whether all lists could be had: this one says why not.
+        run([apt, *private, "-oAPT::Update::Error-Mode=any", "update"])
+        raise
 
 
 _CLIENTS: dict[str, Callable[[Sequence[Package], Path, Run], None]] = {"pip": _pip, "npm": _npm, "apt-get": _apt}

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
 from relpos.tasks.base import ACCURACY, Artifact, Evaluation, Measure, Metric, Progress
 from relpos.tasks.data.readers import pictures
 from relpos.tasks.predictors import Prior, score
 from relpos.tasks.vision import costs, maps, networks
+from relpos.tasks.vision.options import pair, span
 
 TOP5 = Metric("top5", "accuracy of the five first", unit="%", format=".1f", scale=100)
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,15 +94,20 @@ class ImageNet:
     ) -> None:
         if path is None:
             raise ValueError("give the folder that holds train and val: --data DIR")
-        if side < 1 or workers < 0 or not 0 < crop <= 1 or not 0 <= held < 1:
+        if not isinstance(workers, int) or workers < 0 or not 0 < crop <= 1 or not 0 <= held < 1:
             raise ValueError(
-                f"side is at least 1, workers at least 0, crop in (0, 1], held in [0, 1); "
-                f"got {side}, {workers}, {crop}, {held}"
+                f"workers is an integer from 0 on, crop in (0, 1], held in [0, 1); got {workers}, {crop}, {held}"
             )
-        self.path, self.train_length, self.lengths = Path(path).expanduser(), side, (side,)
+        if min(jitter, mixup, cutmix) < 0 or not 0 <= smoothing < 1:
+            raise ValueError(
+                "jitter, mixup and cutmix are 0 or more, smoothing in [0, 1); "
+                f"got {jitter}, {mixup}, {cutmix} and {smoothing}"
+            )
+        self.path, self.train_length = Path(path).expanduser(), positive("side", side)
+        self.lengths = (self.train_length,)
         self.augment, self.jitter, self.mixup, self.cutmix, self.smoothing = augment, jitter, mixup, cutmix, smoothing
-        self.scale, self.ratio, self.crop, self.held = tuple(scale), tuple(ratio), crop, held
-        self.judged, self.workers = None if judged is None else (judged[0], judged[1]), workers
+        self.scale, self.ratio, self.crop, self.held = span("scale", scale), span("ratio", ratio), crop, held
+        self.judged, self.workers = None if judged is None else pair("judged", judged), workers
         self._found: pictures.Listing | None = None
         self._picked: dict[str, tuple[list[str], np.ndarray]] = {}
         self._rows: dict[str, np.ndarray] = {}

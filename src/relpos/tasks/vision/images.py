@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.base import positive
 from relpos.tasks import answers, held_out
 from relpos.tasks.base import ACCURACY, Artifact, Evaluation, Measure, Progress
 from relpos.tasks.data import sets
 from relpos.tasks.examples import Examples
 from relpos.tasks.predictors import Linear, Predictor, Prior, score
 from relpos.tasks.vision import costs, maps, networks
+from relpos.tasks.vision.options import numbers, pair
 from relpos.tasks.vision.pixels import Scale, mirrored, plain, resampled, shifted
 
 MIRRORED = {
@@ -61,6 +63,8 @@ class Images:
     side      pixels a side in training, 28 for the MNIST family and 32 for the others
     sizes     what to evaluate at, pixels a side; default about half to twice the side
     judged    pictures of the validation and of the test split
+    shift     by how many pixels at most a training picture is moved; mirror: whether some are seen as in a mirror,
+              by default where that keeps their class
     """
 
     name = "images"
@@ -96,17 +100,13 @@ class Images:
         if dataset not in SIDES:
             raise ValueError(f"dataset is one of {', '.join(SIDES)}, got {dataset!r}")
         self.dataset, self.path = dataset, path
-        self.train_length = SIDES[dataset] if side is None else side
-        if self.train_length < 1:
-            raise ValueError(f"side is at least 1 pixel, got {side}")
+        self.train_length = SIDES[dataset] if side is None else positive("side", side)
         usual = sorted({self.train_length, *(STEP * round(self.train_length * s / STEP) for s in SHARES)} - {0})
-        self.lengths = tuple(usual if sizes is None else sorted({*sizes, self.train_length}))
-        for name, value in (("sizes", self.lengths), ("judged", judged)):
-            if min(value) < 1:
-                raise ValueError(f"{name} are at least 1, got {value}")
-        if shift < 0:
-            raise ValueError(f"shift is 0 or more pixels, got {shift}")
-        self.judged, self.shift = (judged[0], judged[1]), shift
+        given = usual if sizes is None else numbers("sizes", sizes)
+        self.lengths = tuple(sorted({*given, self.train_length}))
+        if not isinstance(shift, int) or shift < 0:
+            raise ValueError(f"shift is a whole number of pixels, 0 or more, got {shift!r}")
+        self.judged, self.shift = pair("judged", judged), shift
         self.mirror = MIRRORED[dataset] if mirror is None else mirror
         self._data: sets.Images | None = None
         self._sides: dict[str, np.ndarray] = {}
