@@ -86,15 +86,8 @@ def _bounds(whole: Sequences, ties: str) -> tuple[np.ndarray, np.ndarray]:
     last = np.zeros(len(whole), dtype=bool)
     filled = whole.lengths > 0
     last[filled] = gaps[whole.offsets[1:][filled] - 1] == 0
-    beyond = last & (whole.end - np.where(filled, _last(whole), whole.start) < tick)
+    beyond = last & (whole.end - whole.latest < tick)
     return whole.start, whole.end + tick * beyond
-
-
-def _last(whole: Sequences) -> np.ndarray:
-    last = whole.start.copy()
-    filled = whole.lengths > 0
-    last[filled] = whole.times[whole.offsets[1:][filled] - 1]
-    return last
 
 
 def period_of(plan: anchors.Protocol, period: float | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from relpos.tasks.events.processes.base import Process, latest, previous
+from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.sequences import Sequences
 
 
@@ -35,7 +35,7 @@ class Poisson(Process):
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         floor = np.repeat(since, sequences.lengths)
         gaps = np.maximum(sequences.times, floor) - np.maximum(previous(sequences), floor)
-        return gaps[:, None] * self.rates, (sequences.end - np.maximum(latest(sequences), since))[:, None] * self.rates
+        return gaps[:, None] * self.rates, (sequences.end - np.maximum(sequences.latest, since))[:, None] * self.rates
 
     def bound(self) -> np.ndarray:
         """(marks,) rates that are never exceeded."""
@@ -99,7 +99,7 @@ class PeriodicPoisson(Poisson):
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         floor = np.repeat(since, sequences.lengths)
         ends, starts = np.maximum(sequences.times, floor), np.maximum(previous(sequences), floor)
-        last = self.integral(sequences.end) - self.integral(np.maximum(latest(sequences), since))
+        last = self.integral(sequences.end) - self.integral(np.maximum(sequences.latest, since))
         return self.integral(ends) - self.integral(starts), last
 
     def bound(self) -> np.ndarray:
