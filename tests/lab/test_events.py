@@ -7,21 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from relpos.lab import happenings
-from relpos.lab.cli import app
 from relpos.tasks import data
 from relpos.tasks.events import Sequences, anchors
 from relpos.tasks.events.processes import Hawkes, PeriodicPoisson, Poisson, Renewal
-
-RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+from tests.lab import console
 
 
 def relpos(*words: object, status: int = 0) -> str:
-    result = RUNNER.invoke(app, ["events", *map(str, words)])
-    assert result.exit_code == status, result.output + repr(result.exception)
-    return " ".join(result.output.split())
+    return " ".join(console.relpos("events", *words, status=status).split())
 
 
 @pytest.fixture(scope="module")
