@@ -171,6 +171,9 @@ def test_terms_and_bad_input() -> None:
         HSTUBias(2, 0)
     with pytest.raises(ValueError, match="no array is called pos_w or time_w"):
         HSTUBias.from_reference({"w": np.zeros(3)})
+    for arrays in ({"pos_w": np.zeros(4)}, {"pos_w": np.zeros((3, 3))}, {"time_w": np.zeros((2, 5))}):
+        with pytest.raises(ValueError, match=r"the numbers of the (position|time) have the shape"):
+            HSTUBias.from_reference(arrays)
     x = [torch.randn(1, 2, 3, 4) for _ in range(3)]
     with pytest.raises(
         ValueError, match=r"channel 1 \(time\) of HSTUBias reads the position 'time', which is not given"

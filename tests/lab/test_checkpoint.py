@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from relpos.lab import checkpoint
 from relpos.lab.checkpoint import load_checkpoint, read_json, save_checkpoint, write_atomic, write_json
 from relpos.lab.compare import compare
-from relpos.lab.errors import DiskFullError, RunDirectoryError
+from relpos.lab.errors import DiskFullError, LabError, RunDirectoryError
 from relpos.lab.train import CHECKPOINT
 from tests.lab.conftest import quiet, settings
 from tests.lab.toy import Toy
@@ -89,6 +90,15 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypa
     write_atomic(tmp_path / "x", b"new")
     assert seen == [(b"new", b"old")]
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("x", b"new")]
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "file" / "x", tmp_path / "file" / "y" / "x"):
+        with pytest.raises(LabError, match=f"cannot write {re.escape(str(path))}: "):
+            write_atomic(path, b"data")
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 def test_other_write_errors_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from relpos.lab.cli import app
 from relpos.lab.progress import Reporter, seconds_text
 from relpos.lab.run import Run
 from tests.lab import toy
-
-RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
-
-
-def relpos(*words: str, status: int = 0) -> str:
-    result = RUNNER.invoke(app, list(words))
-    assert result.exit_code == status, result.output + repr(result.exception)
-    return result.output
+from tests.lab.console import relpos
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from relpos.lab.cli import app
 from relpos.tasks.data import archives, packages, sources
 from relpos.tasks.data.sets import Blob, Card, Texts
+from tests.lab import console
 from tests.tasks.data import made
 
-RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
 
-
-def relpos(*words: str, status: int = 0) -> str:
-    result = RUNNER.invoke(app, ["data", *words])
-    assert result.exit_code == status, result.output + repr(result.exception)
-    return result.output
+def relpos(*words: object, status: int = 0) -> str:
+    return console.relpos("data", *words, status=status)
 
 
 @pytest.fixture(autouse=True)

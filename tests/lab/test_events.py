@@ -7,21 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from relpos.lab import happenings
-from relpos.lab.cli import app
 from relpos.tasks import data
 from relpos.tasks.events import Sequences, anchors
 from relpos.tasks.events.processes import Hawkes, PeriodicPoisson, Poisson, Renewal
-
-RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+from tests.lab import console
 
 
 def relpos(*words: object, status: int = 0) -> str:
-    result = RUNNER.invoke(app, ["events", *map(str, words)])
-    assert result.exit_code == status, result.output + repr(result.exception)
-    return " ".join(result.output.split())
+    return " ".join(console.relpos("events", *words, status=status).split())
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +78,39 @@ def test_what_cannot_be_is_one_clear_line(made: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "y").exists() and not target.exists()
 
 
+def test_odd_data_is_one_clear_line_too(tmp_path: Path) -> None:
+    """Every case ended in a traceback, or said nothing of where it is, once."""
+    path, folder = tmp_path / "x.jsonl", tmp_path / "folder"
+    folder.mkdir()
+    good = {"time_since_start": [1.0, 4.0, 9.0], "type_event": [0, 0, 0], "t_start": 0, "t_end": 10}
+    for changes, words, message in (
+        ({"time_since_start": [[1.0, 4.0, 9.0]]}, (), "sequence 0: time_since_start has 2 axes, not 1"),
+        ({"time_since_start": 3}, (), "sequence 0: time_since_start has 0 axes"),
+        ({"time_since_start": ["a", 2, 3]}, (), "sequence 0: time_since_start is not a list of numbers"),
+        ({"type_event": [0, 1.5, 0]}, (), "type_event is not a list of numbers: 1.5 is no whole number"),
+        ({"dim_process": "x"}, (), "sequence 0: dim_process is not"),
+        ({"time_since_start": [1.0, 2.0, 3.0]}, (), "no event comes after the first 0.8 of the windows"),
+        ({"time_since_start": [8.5, 9.0, 9.5]}, (), "sequence 0 (train/0): a renewal process needs at least one event"),
+        ({}, ("--period", "inf"), "a period is a positive number, got inf"),
+        ({}, ("-o", folder), f"cannot write {folder}: "),
+    ):
+        path.write_text(json.dumps({**good, **changes}))
+        assert message in relpos("fit", "easytpp", "--path", path, "--least", 1, *words, status=2)
+    for content, message in ((b"\xff", "is no JSON"), (b"", "no sequence has at least")):
+        path.write_bytes(content)
+        assert message in relpos("fit", "easytpp", "--path", path, "--least", 1, status=2)
+    assert sorted(tmp_path.rglob("*")) == [folder, path]
+
+
+def test_a_mark_that_comes_only_later_is_impossible_and_the_table_still_is_json(tmp_path: Path) -> None:
+    path, table = tmp_path / "x.jsonl", tmp_path / "x.json"
+    path.write_text(
+        json.dumps({"time_since_start": [1.0, 2.0, 5.0, 9.0], "type_event": [0, 0, 0, 1], "t_start": 0, "t_end": 10})
+    )
+    assert "homogeneous Poisson -inf" in relpos("fit", "easytpp", "--path", path, "--least", 1, "-o", table)
+    assert json.loads(table.read_text())["rows"][0] == {"model": "homogeneous Poisson", "nats": None, "parameters": 2}
+
+
 class _nothing:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
@@ -104,16 +132,13 @@ def test_ties_at_the_end_of_a_window_have_room() -> None:
     assert spread.times.tolist() == [1, 2, 2.5, 1, 3]
 
 
-@pytest.mark.slow(15)
-@pytest.mark.skipif(not data.cached("mpls-stops"), reason="relpos data fetch mpls-stops")
-def test_the_anchors_of_the_stops_are_reproduced() -> None:
-    found = data.load("mpls-stops").sequences
-    untied = Sequences.from_flat(
-        found.times, found.offsets, marks=found.marks, window=(found.start, found.end), ids=found.ids, ties="spread"
-    )
-    plan = anchors.protocol(untied)
-    assert (len(plan.sequences), plan.scored) == (25, 3936)
-    rows = {row.name: row.nats for row in anchors.rows(plan)}
-    assert rows["homogeneous Poisson"] == pytest.approx(-3.8213, abs=0.003)
-    assert rows["log-normal renewal"] == pytest.approx(-3.8118, abs=0.003)
-    assert rows["Hawkes, marks apart"] == pytest.approx(-3.6982, abs=0.003)
+def test_the_published_table_is_what_the_command_wrote() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    found = json.loads((docs / "results" / "events.json").read_text())
+    assert (found["data"], found["unit"], found["sequences"], found["scored"]) == ("mpls-stops", "hours", 25, 3936)
+    page = (docs / "event-data.md").read_text()
+    assert "(3,936 events)" in page
+    shown = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ") and "-3." in line]
+    figures = sorted(row["nats"] for row in found["rows"])
+    assert sorted(float(nats.strip(" *")) for _, nats in shown) == pytest.approx(figures, abs=5.1e-4)
+    assert len(shown) == len(figures) == 7

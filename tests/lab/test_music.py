@@ -8,20 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import symusic
-from typer.testing import CliRunner
 
 from relpos.lab import composing, musician
-from relpos.lab.cli import app
 from relpos.tasks.music import midifile
 from relpos.tasks.music.song import Song
-
-RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+from tests.lab import console
 
 
 def relpos(*words: object, status: int = 0) -> str:
-    result = RUNNER.invoke(app, ["music", *map(str, words)])
-    assert result.exit_code == status, result.output + repr(result.exception)
-    return " ".join(result.output.split())
+    return " ".join(console.relpos("music", *words, status=status).split())
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from relpos.lab.errors import DiskFullError, RunDirectoryError
+from relpos.lab.errors import DiskFullError, LabError, RunDirectoryError
 
 FORMAT = "relpos-checkpoint-1"
+_NO_PLACE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "EEXIST", "EISDIR", "ENOTDIR")}
 
 
 @contextlib.contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that says what is safe and what to do."""
+    """Turn what the file system refuses into an error that says what is safe and what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise LabError(f"cannot write {path}: {error.strerror}; name another file") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         kept = "the previous version is kept" if path.exists() else "nothing was written"
@@ -39,9 +42,9 @@ def _room_for(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` or leave it as it was; DiskFullError when the disk is full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` by `data` or leave it as it was; DiskFullError when the disk is full, LabError if not writable."""
     with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{path.name}.{os.getpid()}.part"
         try:
             with open(temporary, "wb") as file:

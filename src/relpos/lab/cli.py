@@ -49,7 +49,7 @@ def command(app: typer.Typer, **options: Any) -> Callable[[Callable[..., None]],
                 typer.secho(f"relpos: {error}", fg="red", err=True)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
-                typer.echo("stopped; run the same command again to go on where it was", err=True)
+                typer.echo("stopped; the same command goes on from what it has saved", err=True)
                 raise typer.Exit(130) from None
 
         app.command(**options)(guarded)

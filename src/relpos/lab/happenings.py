@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,15 +86,8 @@ def _bounds(whole: Sequences, ties: str) -> tuple[np.ndarray, np.ndarray]:
     last = np.zeros(len(whole), dtype=bool)
     filled = whole.lengths > 0
     last[filled] = gaps[whole.offsets[1:][filled] - 1] == 0
-    beyond = last & (whole.end - np.where(filled, _last(whole), whole.start) < tick)
+    beyond = last & (whole.end - whole.latest < tick)
     return whole.start, whole.end + tick * beyond
-
-
-def _last(whole: Sequences) -> np.ndarray:
-    last = whole.start.copy()
-    filled = whole.lengths > 0
-    last[filled] = whole.times[whole.offsets[1:][filled] - 1]
-    return last
 
 
 def period_of(plan: anchors.Protocol, period: float | None) -> float | None:
@@ -186,7 +179,11 @@ def fit_table(choice: Choice, period: float | None, bins: int, output: Path | No
         reporter.console.print(table)
     if output is not None:
         counts = {"sequences": len(plan.sequences), "scored": plan.scored}
-        scores = [{"model": row.name, "nats": row.nats, "parameters": row.parameters} for row in rows]
+        # A mark that came only after the cut is impossible to a model that counts: -inf, for which JSON has no number.
+        scores = [
+            {"model": row.name, "nats": row.nats if np.isfinite(row.nats) else None, "parameters": row.parameters}
+            for row in rows
+        ]
         write_json(output, {"data": choice.name, "unit": unit, **counts, "rows": scores})
         reporter.say(f"\nwrote {output}")
 
@@ -199,24 +196,17 @@ def fitted(plan: anchors.Protocol, model: str, cycle: tuple[float | None, int], 
     period, bins = cycle
     if model not in MODELS:
         raise LabError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
-    grounds: list[PeriodicPoisson] = []
-    if "periodic" in model:
-        if period is None:
-            raise LabError(f"{model} needs --period, in the unit of the times ({plan.sequences.unit or 'unknown'})")
-        grounds = anchors.background(anchors.Protocol(plan.sequences, plan.sequences, plan.sequences.end), period, bins)
-    found: list[Process] = []
+    if "periodic" in model and period is None:
+        raise LabError(f"{model} needs --period, in the unit of the times ({plan.sequences.unit or 'unknown'})")
+    whole = plan.sequences
+    fits: dict[str, Callable[..., Process]] = {"poisson": Poisson.fit, "renewal": Renewal.fit}
     with reporter.step(f"fitting {model}") as step:
-        for row, one in enumerate(plan.sequences):
-            step(row, len(plan.sequences), one.name_of(0))
-            if model == "poisson":
-                found.append(Poisson.fit(one))
-            elif model == "periodic":
-                found.append(grounds[row])
-            elif model == "renewal":
-                found.append(Renewal.fit(one))
-            else:
-                found.append(Hawkes.fit(one, grounds[row] if grounds else None))
-    return found
+        grounds: list[list[PeriodicPoisson]] = []
+        if "periodic" in model and period is not None:
+            grounds = [anchors.background(anchors.Protocol(whole, whole, whole.end), period, bins)]
+        if model == "periodic":
+            return list(grounds[0])
+        return anchors.each(fits.get(model, Hawkes.fit), whole, *grounds, progress=step)
 
 
 def diagnose_file(

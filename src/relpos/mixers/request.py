@@ -99,7 +99,7 @@ def _check_value_width(term: Pairwise, q: Tensor, v: Tensor) -> None:
     if wide is not None and v.shape[-1] != wide:
         raise ValueError(
             f"{type(term).__name__} adds vectors of width {wide} to the values, v has width {v.shape[-1]}; "
-            "build it with values=False, or project v to that width"
+            "build it without terms of values, or project v to that width"
         )
 
 

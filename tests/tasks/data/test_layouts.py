@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +14,9 @@ import pytest
 from relpos.tasks import data
 from relpos.tasks.data import pickles
 from tests.tasks.data import made
+from tests.tasks.data.made import put
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELPOS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 # --- text -------------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import lzma
 import pickle
+import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,11 @@ from relpos.tasks.data import pickles
 from relpos.tasks.data.readers import event_packages
 from relpos.tasks.data.sets import Card, Events
 from tests.tasks.data import made
+from tests.tasks.data.made import put
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 CARD = Card("made", "made by hand")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELPOS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def put(folder: Path, files: Mapping[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
 
 
 def by_id(read: Events) -> dict[str, tuple[list[float], list[Any]]]:
@@ -132,16 +124,42 @@ def test_ifl_tpp_keeps_its_windows(zipped: bool, tmp_path: Path) -> None:
         data.load("ifl-tpp", tmp_path / "x.pkl")
 
 
-def test_hotpp_parquet(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    arrow = pytest.importorskip("pyarrow")
-    table = arrow.table({"id": [7, 8], "timestamps": [[0.0, 1.0], [2.0]], "labels": [[0, 1], [3]]})
-    parquet.write_table(table, tmp_path / "train.parquet")
-    assert data.load("hotpp", tmp_path).sequences.marks.tolist() == [0, 1, 3]
+class _Parquet:
+    """What is asked of `pyarrow.parquet`, which no other test needs: a file of JSON stands for one of parquet."""
+
+    def __init__(self, path: Path) -> None:
+        self.table = json.loads(path.read_text())
+
+    @classmethod
+    def read_table(cls, path: Path) -> _Parquet:
+        return cls(path)
+
+    def to_pydict(self) -> dict[str, Any]:
+        return dict(self.table)
+
+
+def test_hotpp_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=_Parquet))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", _Parquet)
+    table = {"id": [7, 8], "timestamps": [[0.0, 1.0], [2.0]], "labels": [[0, 1], [3]]}
+    put(tmp_path, {"train.parquet": json.dumps(table), "val.parquet": json.dumps(table)})
+    read = data.load("hotpp", tmp_path)
+    assert read.sequences.marks.tolist() == [0, 1, 3] * 2 and read.times.tolist() == [0, 1, 2] * 2
+    assert {side: rows.tolist() for side, rows in read.split.items()} == {"train": [0, 1], "validation": [2, 3]}
+    for changes, message in (
+        ({"labels": [[0, 0.5], [3]]}, "sequence 0: labels is not a list of numbers: 0.5"),
+        ({"timestamps": [[0.0, 1.0], None]}, "sequence 1: timestamps"),
+    ):
+        put(tmp_path, {"train.parquet": json.dumps({**table, **changes})})
+        with pytest.raises(ValueError, match=message):
+            data.load("hotpp", tmp_path)
+    put(tmp_path, {"train.parquet": json.dumps({"id": [7], "labels": [[0]]})})
+    with pytest.raises(ValueError, match=r"no column timestamps; it has id, labels"):
+        data.load("hotpp", tmp_path)
 
 
 def test_hotpp_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match="pip install pyarrow"):
         data.load("hotpp", put(tmp_path, {"train.parquet": b""}))
 
@@ -355,13 +373,14 @@ def test_a_data_frame_is_read_without_pandas() -> None:
         pickles.frame(pickle.dumps({"x": 1}))
 
 
-def test_a_data_frame_of_pandas_itself_is_read() -> None:
-    pandas = pytest.importorskip("pandas")
-    if int(pandas.__version__.split(".")[0]) > 2:
-        pytest.skip("text of pandas 3 is held by arrow")
-    table = pandas.DataFrame({"n": [1, 2], "x": [0.5, 1.5], "name": np.array(["a", "b"], dtype=object)})
-    found = pickles.frame(pickle.dumps(table))
-    assert found["n"].tolist() == [1, 2] and found["name"].tolist() == ["a", "b"]
+@pytest.mark.parametrize("version", ["1.5.3", "2.3.3"])
+def test_a_data_frame_that_pandas_itself_pickled_is_read(version: str) -> None:
+    content = (Path(__file__).parents[2] / "golden" / f"pandas_{version}.pkl").read_bytes()
+    found = pickles.frame(content)
+    assert list(found) == ["n", "x", "name", "m"] and found["name"].tolist() == ["a", None, "c"]
+    assert found["n"].tolist() == [1, 2, 3] and found["m"].tolist() == [4, 5, 6] and np.isnan(found["x"][1])
+    with pytest.raises(ValueError, match="is refused"):
+        pickles.frame(content[:-30])
 
 
 def test_stops_flights_storms_and_diagnoses_out_of_their_package(tmp_path: Path) -> None:

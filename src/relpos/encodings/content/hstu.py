@@ -25,6 +25,7 @@ class HSTUBias(RelativeChannels):
     shared    True: one number for all heads, as released
     terms     ("position", "time"), or one of them
     unit      of times in seconds; the released code counts seconds
+    step      logarithm by which a bucket grows, 0.301 as released
     Both start at N(0, 0.02). Positions are named, {"index": .., "time": ..}. The method lets a query know the time at
     which it is asked, that of the next event: give q_pos the times of `positions.query_times(times, "request")` and
     k_pos those of the events. A bucket grows by e^0.301 = 1.35 (natural logarithm, as released; the paper says 2).
@@ -87,6 +88,10 @@ class HSTUBias(RelativeChannels):
         terms = [name for name, x in found.items() if x is not None]
         if not terms:
             raise ValueError(f"no array is called pos_w or time_w; there are {', '.join(arrays) or 'none'}")
+        for name, x in found.items():
+            if x is not None and (x.numel() != max(x.shape, default=0) or (name == "position" and x.numel() % 2 == 0)):
+                wanted = "(2 N - 1,)" if name == "position" else "(buckets + 1,)"
+                raise ValueError(f"the numbers of the {name} have the shape {wanted}, got {tuple(x.shape)}")
         lags, times = (found[name] for name in TERMS)
         own = cls(
             heads,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from relpos.encodings.base import ContentBias, Slices, State, States, Tile, check_heads, positive
 from relpos.encodings.pairs import steps
 from relpos.encodings.pairs.channel import Channel
-from relpos.encodings.pairs.encoders import Rotary, Sparse, Unit
+from relpos.encodings.pairs.encoders import Rotary, Sparse, Unit, finite
 from relpos.encodings.pairs.features import feature_of, personal_unit
 from relpos.encodings.pairs.terms import Terms
 from relpos.encodings.reference import find
@@ -68,8 +68,8 @@ class RelativeChannels(ContentBias):
     ) -> None:
         super().__init__()
         self.dim, self.heads = positive("dim", dim), None if heads is None else check_heads(heads)
-        self.scale = None if scale is None else float(scale)
-        if isinstance(channels, Mapping) or not channels or not all(isinstance(c, Mapping) for c in channels):
+        self.scale = None if scale is None else finite("scale", scale)
+        if not isinstance(channels, list | tuple) or not channels or not all(isinstance(c, Mapping) for c in channels):
             raise ValueError(f"channels are one or more dicts such as {{'feature': 'time', ..}}, got {channels!r}")
         self.channels = nn.ModuleList(_channel(number, dim, heads, c) for number, c in enumerate(channels))
         self.has_values = any("value" in c.inject for c in self._each())

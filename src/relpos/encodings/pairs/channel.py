@@ -66,6 +66,9 @@ class Channel(nn.Module):
         shared: bool = False,
     ) -> None:
         super().__init__()
+        odd = [each for each in (where, position, name) if not (each is None or isinstance(each, str))]
+        if odd:
+            raise ValueError(f"where, position and name are names, got {odd[0]!r}")
         self.feature = feature_of(feature)
         self.kind, self.position = feature, position or SOURCE.get(feature, feature)
         self.name, self.where = name or feature, where
@@ -82,7 +85,9 @@ class Channel(nn.Module):
         numbers: list[float] = []
         if encoder in ("sinusoid", "decay", "rotary"):
             pairs = max(dim // 2, 1) if encoder == "rotary" else 8
-            numbers = spaced(shortest, longest, count or pairs) if scales is None else _checked(scales)
+            numbers = (
+                spaced(shortest, longest, pairs if count is None else count) if scales is None else _checked(scales)
+            )
         self.encoder = _encoder(encoder, unit, clip, edges, step, start, numbers, learned, signed)
         self._build(dim, 1 if shared else heads)
 

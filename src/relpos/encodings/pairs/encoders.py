@@ -174,7 +174,7 @@ class Linear(Smooth):
         self, clip: int, unit: float = 1.0, start: float = 0.0, learned: bool = False, signed: bool = False
     ) -> None:
         super().__init__((positive_number("unit", unit),), learned, signed)
-        self.clip, self.start = natural("clip", clip, least=1), float(start)
+        self.clip, self.start = natural("clip", clip, least=1), finite("start", start)
         self.rows = 2 * clip + 1 if signed else clip + 1
 
     def spread(self, table: Tensor, x: Tensor, log_scales: Tensor | None, live: Tensor | None = None) -> Tensor:
@@ -276,6 +276,12 @@ def natural(name: str, value: object, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is an integer of at least {least}, got {value!r}")
     return value
+
+
+def finite(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is a finite number, got {value!r}")
+    return float(value)
 
 
 def positive_number(name: str, value: object) -> float:

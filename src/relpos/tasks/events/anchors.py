@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Row:
 
 
 def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: float = 0.8) -> Protocol:
-    """ValueError where no sequence has enough events."""
+    """ValueError where no sequence has enough events, and where none of them comes in the part that is scored."""
     enough = np.flatnonzero(sequences.lengths >= least)
     if sequences.ids:
         enough = enough[np.argsort(np.array(sequences.ids)[enough], kind="stable")]
@@ -52,7 +53,10 @@ def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: floa
         raise ValueError(f"no sequence has at least {least} events; the longest has {sequences.lengths.max(initial=0)}")
     chosen = sequences.select(enough[:most])
     cut = chosen.start + share * (chosen.end - chosen.start)
-    return Protocol(chosen, chosen.until(cut), cut)
+    plan = Protocol(chosen, chosen.until(cut), cut)
+    if not plan.scored:
+        raise ValueError(f"no event comes after the first {share:g} of the windows, so there is none to score")
+    return plan
 
 
 def score(models: Sequence[Process], plan: Protocol) -> float:
@@ -96,33 +100,43 @@ class TimeThenMark(Process):
 
 def rows(plan: Protocol, period: float | None = None, bins: int = 168, progress: Progress | None = None) -> list[Row]:
     """The anchors, worst kind first. period: of the background in the unit of the times, such as a week; None: none."""
-    each = list(plan.train)
-    kinds: list[tuple[str, Callable[[], list[Process]]]] = [
-        ("homogeneous Poisson", lambda: [Poisson.fit(one) for one in each]),
-        ("log-normal renewal", lambda: [Renewal.fit(one, "lognormal") for one in each]),
-        ("Weibull renewal", lambda: [Renewal.fit(one, "weibull") for one in each]),
-        ("Hawkes, marks apart", lambda: [TimeThenMark.fit(one) for one in each]),
-        ("Hawkes of marks", lambda: [Hawkes.fit(one) for one in each]),
+    kinds: list[tuple[str, Callable[..., Process]]] = [
+        ("homogeneous Poisson", Poisson.fit),
+        ("log-normal renewal", partial(Renewal.fit, family="lognormal")),
+        ("Weibull renewal", partial(Renewal.fit, family="weibull")),
+        ("Hawkes, marks apart", TimeThenMark.fit),
+        ("Hawkes of marks", Hawkes.fit),
     ]
-    if period is not None:
-        kept = period  # of the closures below
-        ground: list[PeriodicPoisson] = []
-        kinds += [
-            ("periodic Poisson", lambda: list(_ground(plan, kept, bins, ground))),
-            ("Hawkes of marks on it", lambda: [Hawkes.fit(one, base) for one, base in zip(each, ground)]),
-        ]
-    found = []
-    for done, (name, fit) in enumerate(kinds):
+    found: list[Row] = []
+
+    def scored(name: str, fit: Callable[[], Sequence[Process]]) -> Sequence[Process]:
         if progress is not None:
-            progress(done, len(kinds), f"fitting {name}")
+            progress(len(found), len(kinds) + 2 * (period is not None), f"fitting {name}")
         models = fit()
         found.append(Row(name, score(models, plan), sum(model.parameters for model in models), models))
+        return models
+
+    for name, kind in kinds:
+        scored(name, partial(each, kind, plan.train))
+    if period is not None:
+        ground = scored("periodic Poisson", partial(background, plan, period, bins))
+        scored("Hawkes of marks on it", partial(each, Hawkes.fit, plan.train, ground))
     return found
 
 
-def _ground(plan: Protocol, period: float, bins: int, into: list[PeriodicPoisson]) -> list[PeriodicPoisson]:
-    into[:] = background(plan, period, bins)
-    return into
+def each(
+    fit: Callable[..., Process], train: Sequences, *more: Sequence[Process], progress: Progress | None = None
+) -> list[Process]:
+    """A model a sequence; ``more`` holds an argument of the fit for each. ValueError names the sequence that fails."""
+    models: list[Process] = []
+    for row, (one, *arguments) in enumerate(zip(train, *more)):
+        if progress is not None:
+            progress(row, len(train), train.name_of(row))
+        try:
+            models.append(fit(one, *arguments))
+        except ValueError as error:
+            raise ValueError(f"{train.name_of(row)}: {error}") from error
+    return models
 
 
 def background(plan: Protocol, period: float, bins: int) -> list[PeriodicPoisson]:

@@ -23,6 +23,16 @@ def name_of(row: int, ids: Sequence[str]) -> str:
     return f"sequence {row} ({ids[row]})" if len(ids) > row else f"sequence {row}"
 
 
+def where(event: int, offsets: np.ndarray, ids: Sequence[str]) -> str:
+    row = int(np.searchsorted(offsets, event, side="right")) - 1
+    return f"{name_of(row, ids)}, event {event - int(offsets[row])}"
+
+
+def firsts(offsets: np.ndarray) -> np.ndarray:
+    """Indices of the first event of each sequence that has one."""
+    return offsets[:-1][np.diff(offsets) > 0]
+
+
 def as_times(given: Any, name: str, unit: str) -> np.ndarray:
     """(n,) int64 or float64. datetime64 becomes float64 in ``unit``; float32 is refused where coarse."""
     array = np.asarray(given)
@@ -94,8 +104,7 @@ class Table:
         self._finite(times, "time")
 
     def where(self, event: int) -> str:
-        row = int(np.searchsorted(self.offsets, event, side="right")) - 1
-        return f"{name_of(row, self.ids)}, event {event - int(self.offsets[row])}"
+        return where(event, self.offsets, self.ids)
 
     def _finite(self, values: np.ndarray, what: str) -> None:
         bad = ~np.isfinite(values if values.ndim == 1 else values.sum(-1))
@@ -112,7 +121,7 @@ class Table:
     def _inner(self) -> np.ndarray:
         """(events,) True where the event before is of the same sequence."""
         inner = np.ones(len(self.times), dtype=bool)
-        inner[self.offsets[:-1][np.diff(self.offsets) > 0]] = False
+        inner[firsts(self.offsets)] = False
         return inner
 
     def order(self, sort: bool) -> None:

@@ -180,6 +180,23 @@ class Sequences:
         """How errors call sequence ``row``."""
         return checks.name_of(row, self.ids)
 
+    def where(self, event: int) -> str:
+        """How errors call an event, by its index among all."""
+        return checks.where(event, self.offsets, self.ids)
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """(sequences that have events,) indices of their first events."""
+        return checks.firsts(self.offsets)
+
+    @property
+    def latest(self) -> np.ndarray:
+        """(count,) time of the last event of each sequence, or the start of the window where there is none."""
+        filled = self.lengths > 0
+        last = self.start.copy()
+        last[filled] = self.times[self.offsets[1:][filled] - 1]
+        return last
+
     def count_marks(self) -> np.ndarray:
         """(mark_count,) events of each mark, float64."""
         return np.bincount(self.kinds, minlength=self.mark_count).astype(np.float64)
@@ -187,7 +204,7 @@ class Sequences:
     def gaps(self) -> np.ndarray:
         """(events,) time since the event before; NaN for the first of a sequence."""
         gaps = np.diff(self.times, prepend=np.nan)
-        gaps[self.offsets[:-1][self.lengths > 0]] = np.nan
+        gaps[self.firsts] = np.nan
         return gaps
 
     def require_marks(self, known: int) -> None:
@@ -195,9 +212,8 @@ class Sequences:
         if self.marks is None or not len(self.marks) or self.marks.max() < known:
             return
         at = int((self.marks >= known).argmax())
-        row = int(np.searchsorted(self.offsets, at, side="right")) - 1
         raise ValueError(
-            f"{self.name_of(row)}, event {at - self.offsets[row]}: mark {self.marks[at]} is unknown to a model of "
+            f"{self.where(at)}: mark {self.marks[at]} is unknown to a model of "
             f"{known} marks (0..{known - 1}); give all data the marks of training (mark_count, or one list mark_names)"
         )
 

@@ -52,10 +52,7 @@ def leave_last_out(sequences: Sequences, least: int = 3) -> dict[str, Part]:
 
 def _ended(sequences: Sequences, cut: np.ndarray) -> Sequences:
     """Windows of the sequences that were cut end with what is left of them: the rest is not known to be quiet."""
-    filled = sequences.lengths > 0
-    last = sequences.start.copy()
-    last[filled] = sequences.times[sequences.offsets[1:][filled] - 1]
-    end = np.where(cut, last, sequences.end)
+    end = np.where(cut, sequences.latest, sequences.end)
     windowed = sequences.windowed and not cut.any()
     return sequences.replace(np.arange(len(sequences.times)), sequences.offsets, end=end, windowed=windowed)
 

@@ -27,14 +27,11 @@ def _found(path: Path, endings: tuple[str, ...], stem: str = "{}") -> dict[str, 
         side: [path / f"{stem.format(name)}{ending}" for name in names for ending in endings]
         for side, names in SIDES.items()
     }
-    found = {side: next(f for f in files if f.exists()) for side, files in candidates.items() if any(map(_is, files))}
+    there = {side: [file for file in files if file.exists()] for side, files in candidates.items()}
+    found = {side: files[0] for side, files in there.items() if files}
     if not found:
         raise ValueError(f"{path} has no file {', '.join(stem.format('train') + each for each in endings)}")
     return found
-
-
-def _is(path: Path) -> bool:
-    return path.exists()
 
 
 def _joined(card: Card, sides: Mapping[str, Part], marks: int | None, unit: str = "", **more: Any) -> Events:
@@ -80,38 +77,61 @@ def _pickled(file: Path, side: str) -> tuple[Part, int]:
         raise ValueError(f"{file} has no sequences under {', '.join(SIDES[side])}; it has {', '.join(map(str, held))}")
     times, marks = [], []
     for row, sequence in enumerate(held[names[0]]):
+        where = f"{file}, sequence {row}"
         try:
-            times.append([float(event["time_since_start"]) for event in sequence])
-            marks.append([int(event["type_event"]) for event in sequence])
+            columns = {key: [event[key] for event in sequence] for key in ("time_since_start", "type_event")}
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{file}, sequence {row}: an event lacks {error}") from error
+            raise ValueError(f"{where}: an event lacks {error}") from error
+        times.append(_row(where, columns, "time_since_start", float))
+        marks.append(_row(where, columns, "type_event", int))
     return {"times": times, "marks": marks}, int(held.get("dim_process", 0))
 
 
 def _json(file: Path, side: str) -> tuple[Part, int]:
     times, marks, windows, number = [], [], [], 0
     for where, entry in _entries(file):
-        missing = {"time_since_start", "type_event"} - set(entry)
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-        times.append(np.array(entry["time_since_start"], dtype=np.float64))
-        marks.append(np.array(entry["type_event"], dtype=np.int64))
-        number = max(number, int(entry.get("dim_process", 0)))
+        times.append(_row(where, entry, "time_since_start", float))
+        marks.append(_row(where, entry, "type_event", int))
+        number = max(number, int(_row(where, {"dim_process": [entry.get("dim_process", 0)]}, "dim_process", int)[0]))
         if {"t_start", "t_end"} <= set(entry):
-            windows.append((float(entry["t_start"]), float(entry["t_end"])))
+            windows.append(_row(where, {"window": [entry["t_start"], entry["t_end"]]}, "window", float))
     held = {"window": windows} if windows and len(windows) == len(times) else {}
     return {"times": times, "marks": marks, **held}, number
 
 
+def _row(where: str, entry: Mapping[str, Any], key: str, kind: type, axes: int = 1) -> np.ndarray:
+    """The list of numbers under ``key``, (n,) or (n, width). ValueError where there is none, or it holds others."""
+    if key not in entry:
+        raise ValueError(f"{where} lacks {key}")
+    try:
+        array = _numbers(entry[key], kind)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {key} is not a list of numbers: {error}") from error
+    if array.ndim != axes and array.size:
+        raise ValueError(f"{where}: {key} has {array.ndim} axes, not {axes}")
+    return array.reshape(-1, *array.shape[1:axes])
+
+
+def _numbers(values: Any, kind: type) -> np.ndarray:
+    """float64, or int64 where ``kind`` is int: then a number with a fraction is refused, and not cut off."""
+    array = np.array(values, dtype=np.float64)
+    if kind is float:
+        return array
+    odd = array[~np.isfinite(array) | (array != np.trunc(array))]
+    if odd.size:
+        raise ValueError(f"{odd.flat[0]:g} is no whole number")
+    return array.astype(np.int64)
+
+
 def _entries(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON array, or of a line each, and where they stand."""
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             entries: Iterable[Any] = json.loads(text)
         else:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no JSON, and no JSON lines: {error}") from error
     for row, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -128,14 +148,15 @@ def ifl_tpp(path: Path, card: Card) -> Events:
     if not isinstance(held.get("sequences"), list):
         raise ValueError(f"{path} has no list of sequences; it has {', '.join(map(str, held))}")
     rows = held["sequences"]
-    missing = [row for row, each in enumerate(rows) if not {"arrival_times", "t_start", "t_end"} <= set(each)]
-    if missing:
-        raise ValueError(f"{path}, sequence {missing[0]} lacks arrival_times, t_start or t_end")
+    at = [f"{path}, sequence {row}" for row in range(len(rows))]
+    odd = [where for where, each in zip(at, rows) if not {"arrival_times", "t_start", "t_end"} <= set(each)]
+    if odd:
+        raise ValueError(f"{odd[0]} lacks arrival_times, t_start or t_end")
     number = int(held.get("num_marks") or 1)
     marked = all(each.get("marks") is not None for each in rows) and number > 1
     found = Sequences.of(
-        [np.array(each["arrival_times"], dtype=np.float64) for each in rows],
-        marks=[np.array(each["marks"], dtype=np.int64) for each in rows] if marked else None,
+        [_row(where, each, "arrival_times", float) for where, each in zip(at, rows)],
+        marks=[_row(where, each, "marks", int) for where, each in zip(at, rows)] if marked else None,
         window=tuple(np.array([float(each[key]) for each in rows]) for key in ("t_start", "t_end")),
         ids=[str(index) for index in range(len(rows))],
         mark_count=number if marked else None,
@@ -155,7 +176,11 @@ def hotpp(path: Path, card: Card) -> Events:
         missing = {"timestamps", "labels"} - set(table)
         if missing:
             raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(table)}")
-        sides[side] = {"times": table["timestamps"], "marks": table["labels"]}
+        columns = {"times": ("timestamps", float), "marks": ("labels", int)}
+        sides[side] = {
+            name: [_row(f"{file}, sequence {row}", {key: each}, key, kind) for row, each in enumerate(table[key])]
+            for name, (key, kind) in columns.items()
+        }
     return _joined(card, sides, None)
 
 
@@ -165,10 +190,8 @@ def seahorse(path: Path, card: Card) -> Events:
     for side, file in _found(path, (".jsonl",)).items():
         times, points = [], []
         for where, entry in _entries(file):
-            if not {"times", "locations"} <= set(entry):
-                raise ValueError(f"{where} lacks times or locations")
-            times.append(np.array(entry["times"], dtype=np.float64))
-            points.append(np.array(entry["locations"], dtype=np.float64).reshape(len(times[-1]), -1))
+            times.append(_row(where, entry, "times", float))
+            points.append(_row(where, entry, "locations", float, axes=2))
         sides[side] = {"times": times, "profiles": points}
     return _joined(card, sides, None, profile_names=("x", "y"))
 
@@ -183,7 +206,7 @@ def _lines(file: Path, kind: type) -> list[np.ndarray]:
     rows: list[np.ndarray] = []
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
-            rows.append(np.array(line.split(), dtype=np.float64).astype(kind))
+            rows.append(_numbers(line.split(), kind))
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from error
     return rows

@@ -85,14 +85,5 @@ def previous(sequences: Sequences) -> np.ndarray:
     """(events,) time of the event before, or the start of the window for the first."""
     before = np.empty_like(sequences.times)
     before[1:] = sequences.times[:-1]
-    filled = sequences.lengths > 0
-    before[sequences.offsets[:-1][filled]] = sequences.start[filled]
+    before[sequences.firsts] = sequences.start[sequences.lengths > 0]
     return before
-
-
-def latest(sequences: Sequences) -> np.ndarray:
-    """(count,) time of the last event, or the start of the window where there is none."""
-    filled = sequences.lengths > 0
-    last = sequences.start.copy()
-    last[filled] = sequences.times[sequences.offsets[1:][filled] - 1]
-    return last

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from relpos.tasks.events.processes.base import Process, latest, previous
+from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.processes.poisson import Poisson, positive
 from relpos.tasks.events.processes.scan import minimise, scan
 from relpos.tasks.events.sequences import Sequences
@@ -81,12 +81,12 @@ class Hawkes(Process):
         return self.compensator_from(sequences, sequences.start)
 
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        floor, before, final = np.repeat(since, sequences.lengths), previous(sequences), latest(sequences)
+        floor, before, final = np.repeat(since, sequences.lengths), previous(sequences), sequences.latest
         after = _after(sequences, self.states(sequences), self.marks)  # just after each event
         held = np.zeros_like(after)  # just after the event before, 0 before the first
         held[1:] = after[:-1]
         filled = sequences.lengths > 0
-        held[sequences.offsets[:-1][filled]] = 0.0
+        held[sequences.firsts] = 0.0
         ending = np.zeros((len(sequences), self.marks))
         ending[filled] = after[sequences.offsets[1:][filled] - 1]
         gaps = self._raised(held, before, np.maximum(before, floor), np.maximum(sequences.times, floor))
@@ -214,7 +214,7 @@ def _states(sequences: Sequences, marks: int, beta: float) -> tuple[np.ndarray, 
     """S and its derivative by beta, (events, marks) each."""
     gaps = sequences.times - previous(sequences)
     decay = np.exp(-beta * gaps)
-    decay[sequences.offsets[:-1][sequences.lengths > 0]] = 0.0  # nothing reaches into the next sequence
+    decay[sequences.firsts] = 0.0  # nothing reaches into the next sequence
     before = np.zeros((len(gaps), marks))
     before[1:] = _one_hot(sequences.kinds, marks)[:-1]
     states = scan(decay, decay[:, None] * before)

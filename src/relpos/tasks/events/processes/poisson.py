@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from relpos.tasks.events.processes.base import Process, latest, previous
+from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.sequences import Sequences
 
 
@@ -35,7 +35,7 @@ class Poisson(Process):
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         floor = np.repeat(since, sequences.lengths)
         gaps = np.maximum(sequences.times, floor) - np.maximum(previous(sequences), floor)
-        return gaps[:, None] * self.rates, (sequences.end - np.maximum(latest(sequences), since))[:, None] * self.rates
+        return gaps[:, None] * self.rates, (sequences.end - np.maximum(sequences.latest, since))[:, None] * self.rates
 
     def bound(self) -> np.ndarray:
         """(marks,) rates that are never exceeded."""
@@ -61,8 +61,7 @@ class PeriodicPoisson(Poisson):
 
     def __init__(self, rates: Any, period: float, phase: float = 0.0) -> None:
         self.table = positive(rates, "rates", 2)
-        if not period > 0:
-            raise ValueError(f"a period is positive, got {period}")
+        check_period(period)
         self.period, self.phase = float(period), float(phase)
         self.marks, self.parameters = self.table.shape[1], self.table.size
         self.width = self.period / len(self.table)
@@ -100,7 +99,7 @@ class PeriodicPoisson(Poisson):
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         floor = np.repeat(since, sequences.lengths)
         ends, starts = np.maximum(sequences.times, floor), np.maximum(previous(sequences), floor)
-        last = self.integral(sequences.end) - self.integral(np.maximum(latest(sequences), since))
+        last = self.integral(sequences.end) - self.integral(np.maximum(sequences.latest, since))
         return self.integral(ends) - self.integral(starts), last
 
     def bound(self) -> np.ndarray:
@@ -128,6 +127,11 @@ def positive(values: Any, name: str, axes: int) -> np.ndarray:
     return array
 
 
+def check_period(period: float) -> None:
+    if not 0 < period < np.inf:
+        raise ValueError(f"a period is a positive number, got {period}")
+
+
 def _exposure(sequences: Sequences) -> float:
     total = float((sequences.end - sequences.start).sum())
     if not total > 0:
@@ -143,6 +147,7 @@ def _bins(times: np.ndarray, period: float, bins: int, phase: float) -> np.ndarr
 def _binned(sequences: Sequences, period: float, bins: int, phase: float) -> tuple[np.ndarray, np.ndarray]:
     """(bins, marks) counts and (bins, 1) time observed."""
     _exposure(sequences)
+    check_period(period)
     counts = np.zeros((bins, sequences.mark_count))
     np.add.at(counts, (_bins(sequences.times, period, bins, phase), sequences.kinds), 1.0)
     clock = PeriodicPoisson(np.eye(bins), period, phase)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from relpos.tasks.events.processes.base import Process, latest, previous
+from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.processes.densities import Density, LogLogistic, LogNormalMixture, Weibull
 from relpos.tasks.events.processes.poisson import positive
 from relpos.tasks.events.processes.scan import minimise
@@ -58,7 +58,7 @@ class Renewal(Process):
         gaps = torch.from_numpy(_scored(sequences)[0])
         if not len(gaps):
             raise ValueError("a renewal process needs a gap: no sequence has an event after the start of its window")
-        last = torch.from_numpy(sequences.end - latest(sequences))
+        last = torch.from_numpy(sequences.end - sequences.latest)
         logs = torch.log(gaps)
         spread = float(logs.std()) if len(logs) > 1 and float(logs.std()) > 1e-6 else 1.0
         start = [float(logs.mean()), np.log(spread) if family == "lognormal" else -np.log(spread)]
@@ -85,7 +85,7 @@ class Renewal(Process):
         return self.compensator_from(sequences, sequences.start)
 
     def compensator_from(self, sequences: Sequences, since: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        before, final, floor = previous(sequences), latest(sequences), np.repeat(since, sequences.lengths)
+        before, final, floor = previous(sequences), sequences.latest, np.repeat(since, sequences.lengths)
         gaps = self._hazard(np.maximum(sequences.times, floor) - before) - self._hazard(np.maximum(floor - before, 0))
         last = self._hazard(sequences.end - final) - self._hazard(np.maximum(since - final, 0))
         return gaps[:, None] * self.shares, last[:, None] * self.shares
@@ -102,14 +102,13 @@ def _scored(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """The gaps that have a density, and where they are (events,). ValueError for a gap of 0 between two events."""
     gaps = sequences.times - previous(sequences)
     begin = np.zeros(len(gaps), dtype=bool)
-    begin[sequences.offsets[:-1][sequences.lengths > 0]] = True
+    begin[sequences.firsts] = True
     zero = gaps <= 0
     tied = zero & ~begin
     if tied.any():
         at = int(tied.argmax())
-        row = int(np.searchsorted(sequences.offsets, at, side="right")) - 1
         raise ValueError(
-            f"{sequences.name_of(row)}, event {at - sequences.offsets[row]}: the gap is 0, where densities of gaps are "
+            f"{sequences.where(at)}: the gap is 0, where densities of gaps are "
             f"0 or infinite ({int(tied.sum())} such gaps). Read the data with ties='spread' or 'first'"
         )
     return gaps[~zero], ~zero

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from relpos.tasks.events.processes.base import Process, latest
+from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.processes.densities import Density, _nodes
 from relpos.tasks.events.processes.hawkes import Hawkes, _after
 from relpos.tasks.events.processes.poisson import Poisson
@@ -137,7 +137,7 @@ class NextEvent(Density):
         state, filled = np.zeros((len(sequences), process.marks)), sequences.lengths > 0
         after = _after(sequences, process.states(sequences), process.marks)
         state[filled] = after[sequences.offsets[1:][filled] - 1]
-        return cls(process, sequences.end, state * np.exp(-process.beta * (sequences.end - latest(sequences)))[:, None])
+        return cls(process, sequences.end, state * np.exp(-process.beta * (sequences.end - sequences.latest))[:, None])
 
     def _flat(self, x: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         values = np.asarray(x, dtype=np.float64)
@@ -218,8 +218,6 @@ def gap_density(process: Process, sequences: Sequences) -> Density:
     """The density of the gap before each event (events,), given what came before it."""
     if isinstance(process, Renewal):
         return process.gaps
-    from relpos.tasks.events.processes.base import previous
-
     before = previous(sequences)
     if isinstance(process, Poisson):
         return NextEvent(process, before)
@@ -228,5 +226,5 @@ def gap_density(process: Process, sequences: Sequences) -> Density:
     after = _after(sequences, process.states(sequences), process.marks)
     state = np.zeros_like(after)
     state[1:] = after[:-1]
-    state[sequences.offsets[:-1][sequences.lengths > 0]] = 0.0
+    state[sequences.firsts] = 0.0
     return NextEvent(process, before, state)
