@@ -87,6 +87,8 @@ def test_empty_and_single_sequences_are_sequences() -> None:
     one = of([[2.0]])
     assert (one.start[0], one.end[0], one.windowed) == (2.0, 2.0, False)
     assert of([[], []], window=(0, 1)).padded()["mask"].shape == (2, 0)
+    bare = of([[], []], window=(0, 1), places=[[], []], profiles=[np.zeros((0, 3)), []], marks=[[], []], mark_count=2)
+    assert bare.places.shape == (0, 2) and bare.profiles.shape == (0, 3) and bare.mark_count == 2
 
 
 def test_sorting_is_stable_and_ties_follow_their_policy() -> None:

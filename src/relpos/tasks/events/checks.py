@@ -90,8 +90,9 @@ def joined(given: Sequence[Any], offsets: np.ndarray, name: str, ids: Sequence[s
     arrays = [np.asarray(each) for each in given]
     for row, (each, length) in enumerate(zip(arrays, np.diff(offsets))):
         require(len(each) == length, f"{name_of(row, ids)} has {length} times and {len(each)} {name}")
-    filled = [each for each in arrays if len(each)]
-    return np.concatenate(filled) if filled else np.zeros((0, 2) if name == "places" else 0)
+    # An empty list has no width; an empty array may have one.
+    found = [each for each in arrays if len(each)] or [each for each in arrays if each.ndim > 1]
+    return np.concatenate(found) if found else np.zeros({"places": (0, 2), "profiles": (0, 0)}.get(name, (0,)))
 
 
 class Table:
@@ -259,7 +260,8 @@ class Table:
     def places(self) -> np.ndarray | None:
         if "places" not in self.columns:
             return None
-        values = self.columns["places"].astype(np.float64).reshape(len(self.times), -1)
+        values = self.columns["places"].astype(np.float64)
+        values = values.reshape(len(self.times), -1) if values.size else np.zeros((len(self.times), 2))
         require(values.shape[1] == 2, f"places are (latitude, longitude), got {values.shape[1]} numbers an event")
         self._finite(values, "place")
         latitude, longitude = values.T

@@ -37,17 +37,29 @@ class Head(nn.Module):
         """(batch, n) float64: what follows each token, 0 where it is not scored. Their sum is the log likelihood.
 
         An event: log f(gap) + log p(mark), less the log survival of the floor; silence: log survival less that.
+        ValueError for gaps of 0 where they have no density.
         """
         coming = following.scored & (following.marks >= 0)
         silent = following.scored & (following.marks < 0)
         total = torch.zeros_like(following.gaps)
-        total[coming] = self.log_prob(states[coming], following.gaps[coming], following.marks[coming])
+        found = self.log_prob(states[coming], following.gaps[coming], following.marks[coming])
+        self._refuse_ties(found, following.gaps[coming])
+        total[coming] = found
         if bool(silent.any()):
             total[silent] = self.log_survival(states[silent], following.gaps[silent])
         begun = following.scored & (following.floors > 0)
         if bool(begun.any()):
             total[begun] = total[begun] - self.log_survival(states[begun], following.floors[begun])
         return total
+
+    def _refuse_ties(self, found: Tensor, gaps: Tensor) -> None:
+        tied = (gaps == 0) & torch.isinf(found.detach())
+        if bool(tied.any()):
+            raise ValueError(
+                f"{int(tied.sum())} events come at the very time of the token before them, where the density of "
+                f"{type(self).__name__} is 0 and its logarithm infinite. Read the data with ties='spread' or 'first', "
+                "and give windows that begin before the first event; or score marks alone (log_marks)"
+            )
 
 
 class MixtureHead(Head):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Scales:
 
 
 class History(nn.Module):
-    """Events to states (batch, n, dim), float32.
+    """Events to states (batch, n, dim).
 
     marks       kinds of events; one more is the start of a window
     encoding    any of the library by name. "relative_channels" takes ``channels``; one that reads places along a line
@@ -92,6 +93,8 @@ class History(nn.Module):
             raise ValueError(f'clock is "index" or "time", got {clock!r}')
         if query_time not in ("event", "request"):
             raise ValueError(f'query_time is "event" or "request" (a grid is for drawing), got {query_time!r}')
+        if not all(0 < period < math.inf for period in periods):
+            raise ValueError(f"periods are positive numbers in the unit of the data, got {tuple(periods)}")
         self.scales, self.clock, self.query_time, self.causal = scales or Scales(), clock, query_time, causal
         self.periods, self.dim, self.marks = tuple(map(float, periods)), dim, marks
         given = dict(encoding_options or {})
@@ -106,6 +109,7 @@ class History(nn.Module):
 
     def forward(self, seen: Seen, asked: Tensor | None = None) -> Tensor:
         """asked: (batch, n) float64, the time of what follows each token, for query_time="request"."""
+        self._check(seen)
         x = self.mark(seen.marks)
         if self.more is not None:
             x = x + self.more(self.features(seen))
@@ -118,8 +122,18 @@ class History(nn.Module):
         positions, key_positions = (keys, None) if queries is None else (queries, keys)
         return self.stack.encode(x, positions=positions, key_positions=key_positions, key_mask=mask)
 
+    def _check(self, seen: Seen) -> None:
+        width = seen.profiles.shape[-1]
+        if self.profiles and width != self.profiles:
+            raise ValueError(f"the network reads profiles of width {self.profiles}, these events have {width or 'none'}")
+        if seen.marks.numel() and not 0 <= int(seen.marks.min()) <= int(seen.marks.max()) <= self.marks:
+            raise ValueError(
+                f"a network of {self.marks} marks reads 0..{self.marks - 1}, and {self.marks} for the start of a window; "
+                f"got {int(seen.marks.min())}..{int(seen.marks.max())}. Give all data the marks of training (mark_count)"
+            )
+
     def features(self, seen: Seen) -> Tensor:
-        """(batch, n, width) float32: the gap before each token and whether it is known, the calendar, the profile."""
+        """(batch, n, width) in the type of the parameters: the gap before each token and whether it is known, the calendar, the profile."""
         parts = []
         if self.gap:
             known = torch.ones_like(seen.times)
@@ -132,7 +146,7 @@ class History(nn.Module):
             parts += [angles.sin(), angles.cos()]
         if self.profiles:
             parts.append(seen.profiles)
-        return torch.cat(parts, -1).to(torch.float32)
+        return torch.cat(parts, -1).to(self.mark.weight.dtype)
 
     def positions(self, seen: Seen, times: Tensor | None = None) -> Position | dict[str, Position]:
         times = seen.times if times is None else times

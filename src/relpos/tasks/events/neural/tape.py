@@ -96,9 +96,12 @@ class Tape:
         self.next_marks = np.append(self.marks[1:], -1)
         self.gaps[lasts], self.next_marks[lasts] = (sequences.end[filled] - self.times[lasts]), -1
         after = sequences.start if since is None else after_start(sequences, since)
-        self.floors = np.maximum(np.repeat(after, np.diff(self.offsets)) - self.times, 0.0)
-        # A gap that ends where scoring begins is history: the window is open on its left.
-        self.scored = (self.gaps > self.floors) | (since is None)
+        begin = np.repeat(after, np.diff(self.offsets))
+        self.floors = np.maximum(begin - self.times, 0.0)
+        # What ends where scoring begins is history: the window is open on its left. A tie after that is scored.
+        ends = np.append(self.times[1:], 0.0)
+        ends[lasts] = sequences.end[filled]
+        self.scored = (ends > begin) | (since is None)
         self.floors = np.where(self.scored, self.floors, 0.0)
 
     def __len__(self) -> int:
@@ -129,7 +132,10 @@ class Tape:
     def draw(self, rng: np.random.Generator, size: int, length: int, history: int = 0) -> list[Run]:
         """Random runs for training: every token is as likely to be in one, but for those near an end."""
         counts = np.diff(self.offsets)
-        rows = rng.choice(len(counts), size=size, p=counts / counts.sum())
+        if not counts.any():
+            raise ValueError("there is no token to draw: all sequences are empty")
+        share = np.where(counts > 0, np.maximum(counts, length), 0)  # a short sequence is in a run as a whole
+        rows = rng.choice(len(counts), size=size, p=share / share.sum())
         room = np.maximum(counts[rows] - length, 0)
         # Some runs may hang over an end, else tokens near one would hardly be seen.
         begins = np.clip(rng.integers(-length // 2, room + length // 2 + 1), 0, room)
@@ -139,7 +145,9 @@ class Tape:
         ]
 
     def take(self, runs: list[Run]) -> tuple[Seen, Following]:
-        """The tokens of some runs, padded to the longest."""
+        """The tokens of some runs, padded to the longest. ValueError for no run."""
+        if not runs:
+            raise ValueError("there is no run to take")
         longest = max(run.end - run.begin for run in runs)
         first = np.array([self.offsets[run.row] + run.begin for run in runs])[:, None]
         sizes = np.array([run.end - run.begin for run in runs])[:, None]
