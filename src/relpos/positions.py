@@ -17,6 +17,8 @@ beyond 256 collapse. `Times` keeps its own origin out of every cast, because sec
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -112,9 +114,14 @@ def _with_axes(values: Tensor, name: str, allowed: Sequence[int] | None) -> Tens
     return values.unsqueeze(0) if values.dim() == 2 else values
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` follows this call: then nothing is known of values, so that none is looked at."""
+    return bool(torch.compiler.is_exporting())
+
+
 def _finite(values: Tensor, name: str) -> Tensor:
     _require(
-        bool(torch.isfinite(values).all()),
+        is_exporting() or bool(torch.isfinite(values).all()),
         f"{name} positions hold NaN or infinity; drop them, or hide them with key_mask and give any finite value",
     )
     return values
@@ -138,9 +145,12 @@ class Index(Position):
         return cls(torch.arange(start, start + n, device=device))
 
     def run_start(self) -> Tensor | None:
-        """First position of each row where every row is consecutive integers, else None. O(n)."""
+        """First position of each row where every row is known to be consecutive integers, else None (always where
+        `torch.export` follows). O(n)."""
         if len(self) == 0:
             return torch.zeros(self.values.shape[:-1], dtype=torch.int64)
+        if is_exporting():
+            return None
         steps = self.values[..., 1:] - self.values[..., :-1]
         return self.values[..., 0] if bool((steps == 1).all()) else None
 
@@ -187,8 +197,23 @@ class Grid(Position):
         return key.unsqueeze(-3) - query.unsqueeze(-2)
 
 
+def _warn_of_rounding(times: Tensor) -> None:
+    """Of times of which whole numbers are no longer told apart: by then differences of hours lose their seconds."""
+    size = float(times.abs().max())
+    spacing = 2.0 ** math.frexp(size)[1] * torch.finfo(times.dtype).eps / 2
+    if spacing > 1:
+        warnings.warn(
+            f"times up to {size:.9g} in {times.dtype} are rounded to multiples of {spacing:g}: give float64, or take "
+            "the first time off before they are shortened",
+            stacklevel=2,
+        )
+
+
 class Times(Position):
-    """Real positions in seconds, float64, (n,) or (batch, n), not decreasing along n."""
+    """Real positions in seconds, float64, (n,) or (batch, n), not decreasing along n.
+
+    Warns where times come in a type too short to tell neighbours apart, as float32 is for seconds since 1970.
+    """
 
     unit = "seconds"
 
@@ -196,7 +221,12 @@ class Times(Position):
     def _checked(cls, values: Tensor) -> Tensor:
         if values.is_complex() or values.dtype == torch.bool:
             raise TypeError(f"Times are real numbers of seconds, got {values.dtype}")
+        short = values
         values = _finite(_one_or_two(values, "Times").to(torch.float64), "Times")
+        if is_exporting():
+            return values
+        if short.is_floating_point() and short.dtype != torch.float64 and short.numel():
+            _warn_of_rounding(short)
         falling = (values[..., 1:] < values[..., :-1]).nonzero()
         if len(falling):
             at = int(falling[0, -1]) + 1
@@ -264,6 +294,8 @@ class Places(Position):
     @classmethod
     def _checked(cls, values: Tensor) -> Tensor:
         values = _finite(_with_axes(values, "Places", (2,)).to(torch.float64), "Places")
+        if is_exporting():
+            return values
         latitude, longitude = values.unbind(-1)
         _require(
             bool((latitude.abs() <= 90).all()),

@@ -16,7 +16,7 @@ from relpos.kernels.call import exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
 from relpos.mixers.request import Content, Digest, Request
-from relpos.positions import Grid, Index, Positions, as_positions
+from relpos.positions import Grid, Index, Positions, as_positions, is_exporting
 
 Window = int | tuple[int | None, int | None]
 
@@ -346,7 +346,7 @@ def check_key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.
         )
     if key_mask.shape != (batch, n_k):
         raise ValueError(f"key_mask has shape (batch, n_k) = ({batch}, {n_k}), got {tuple(key_mask.shape)}")
-    return None if bool(key_mask.all()) else key_mask
+    return None if not is_exporting() and bool(key_mask.all()) else key_mask
 
 
 def _segments(

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from relpos.positions import is_exporting
+
 AT_ONCE = 2**18  # edges looked for at a time
 MOST = 64  # steps up to which this pays
 
@@ -42,8 +44,8 @@ def edges_of(step: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, steps: int)
 
 
 def is_rising(keys: Tensor) -> bool:
-    """Whether every row of values is in rising order. O(n)."""
-    return bool((keys[..., 1:] >= keys[..., :-1]).all())
+    """Whether every row of values is known to be in rising order: never in `torch.export`. O(n)."""
+    return not is_exporting() and bool((keys[..., 1:] >= keys[..., :-1]).all())
 
 
 def local(edges: Tensor, j0: int, t_k: int) -> Tensor:
