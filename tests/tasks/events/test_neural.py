@@ -41,7 +41,7 @@ class Network(NamedTuple):
         return self.head.log_likelihood(self.history(seen), following)
 
     def total(self, sequences: Sequences, since: Any = None) -> float:
-        return float(self.score(Tape(sequences, since)).sum())
+        return self.score(Tape(sequences, since)).sum().item()
 
 
 def network(name: str = "bias", scales: Scales | None = None, wide: bool = True, **more: Any) -> Network:
@@ -233,10 +233,10 @@ def test_ties_are_read_and_refused_where_they_have_no_density() -> None:
     gradients = torch.autograd.grad(states.sum(), list(net.history.parameters()))
     assert torch.isfinite(states).all() and all(torch.isfinite(g).all() for g in gradients)
     assert torch.isfinite(net.head.log_marks(states, following.gaps)).all()
-    with pytest.raises(ValueError, match="2 events come at the very time .*ties='spread'"):
+    with pytest.raises(ValueError, match=r"2 events come at the very time .*ties='spread'"):
         net.head.log_likelihood(states, following)
     unwindowed = Sequences.of([[2.0, 3.0]])
-    with pytest.raises(ValueError, match="1 events come .*windows that begin before the first event"):
+    with pytest.raises(ValueError, match=r"1 events come .*windows that begin before the first event"):
         Network(History(1, dim=16), MixtureHead(16, 1)).score(Tape(unwindowed))
     apart = Sequences.of([[2.0, 2.0, 2.0, 5.0]], window=(1.0, 6.0), ties="spread")
     assert torch.isfinite(Network(History(1, dim=16), MixtureHead(16, 1)).score(Tape(apart))).all()
@@ -404,8 +404,9 @@ def test_pads_change_nothing(name: str) -> None:
                 "mask": torch.zeros(1, count, dtype=torch.bool), "places": torch.full((1, count, 2), -33.0).double(),
                 "profiles": torch.full((1, count, WIDTH), 1e6).double()}  # fmt: skip
         wide = Seen(*(torch.cat([part, ends[field]], 1) for field, part in seen._asdict().items()))
-        more = {"gaps": torch.full((1, count), math.nan).double(), "marks": torch.full((1, count), 1),
-                "floors": torch.full((1, count), math.nan).double(), "scored": torch.zeros(1, count).bool()}  # fmt: skip
+        unknown = torch.full((1, count), math.nan).double()
+        more = {"gaps": unknown, "marks": torch.full((1, count), 1), "floors": unknown,
+                "scored": torch.zeros(1, count, dtype=torch.bool)}  # fmt: skip
         after = Following(*(torch.cat([part, more[field]], 1) for field, part in following._asdict().items()))
         found = states_and_scores(net, wide, after)
         torch.testing.assert_close(found[0][:, :7], states, rtol=0, atol=1e-12)
@@ -464,8 +465,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: Tape(some()).runs(4, -1), "0 <= history < length"),
     (lambda: Tape(some(), since=99.0), "since must lie within the window of every sequence; sequence 0"),
     (lambda: network(channels="place").score(Tape(Sequences.of([[1.0]], window=(0, 2)))), "position 'place', which is"),
-    (lambda: network(profiles=5).score(Tape(some())), "profiles of width 5, these events have 4"),
-    (lambda: network(profiles=5).score(Tape(Sequences.of([[1.0]], window=(0, 2)))), "these events have none"),
+    (lambda: network(profiles=5).score(Tape(some())), "the width 5 here; those of these events 4"),
+    (lambda: network(profiles=5).score(Tape(Sequences.of([[1.0]], window=(0, 2)))), "those of these events none"),
     (lambda: network().score(Tape(Sequences.of([[1.0]], marks=[[4]], window=(0, 2)))), "of 3 marks reads 0..2, and 3"),
 ]
 

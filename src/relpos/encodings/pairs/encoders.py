@@ -72,7 +72,10 @@ class Sparse(Encoder):
 
 
 class Buckets(Sparse):
-    """min(clip, floor(|x| / unit)); an x on an edge belongs to the bucket above it."""
+    """min(clip, floor(|x| / unit)) in float64; an x on an edge belongs to the bucket above it.
+
+    Where x or unit are no floating-point numbers, edges are where rounding puts them: 0.3 / 0.1 is just below 3.
+    """
 
     def __init__(self, clip: int, unit: float | Literal["user"] = 1.0, signed: bool = False) -> None:
         super().__init__()

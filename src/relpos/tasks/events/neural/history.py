@@ -123,17 +123,18 @@ class History(nn.Module):
         return self.stack.encode(x, positions=positions, key_positions=key_positions, key_mask=mask)
 
     def _check(self, seen: Seen) -> None:
-        width = seen.profiles.shape[-1]
+        width, own = seen.profiles.shape[-1], self.marks
         if self.profiles and width != self.profiles:
-            raise ValueError(f"the network reads profiles of width {self.profiles}, these events have {width or 'none'}")
-        if seen.marks.numel() and not 0 <= int(seen.marks.min()) <= int(seen.marks.max()) <= self.marks:
+            raise ValueError(f"profiles have the width {self.profiles} here; those of these events {width or 'none'}")
+        low, high = (int(seen.marks.min()), int(seen.marks.max())) if seen.marks.numel() else (0, 0)
+        if low < 0 or high > own:
             raise ValueError(
-                f"a network of {self.marks} marks reads 0..{self.marks - 1}, and {self.marks} for the start of a window; "
-                f"got {int(seen.marks.min())}..{int(seen.marks.max())}. Give all data the marks of training (mark_count)"
+                f"a network of {own} marks reads 0..{own - 1}, and {own} for the start of a window; got {low}..{high}. "
+                "Give all data the marks of training (mark_count)"
             )
 
     def features(self, seen: Seen) -> Tensor:
-        """(batch, n, width) in the type of the parameters: the gap before each token and whether it is known, the calendar, the profile."""
+        """(batch, n, width): the gap before each token and whether it is known, the calendar, the profile."""
         parts = []
         if self.gap:
             known = torch.ones_like(seen.times)
