@@ -448,12 +448,3 @@ def test_exported(which: str, n: int) -> None:
     for index, seen in ((torch.arange(n), mask), (torch.arange(n) * 3 + 1, mask), (torch.arange(n), mask | True)):
         want = module(*qkv(n), events(index), seen)
         torch.testing.assert_close(program(*qkv(n), events(index), seen), want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.slow(10)
-def test_compiled() -> None:
-    """Traced around; with the eager backend nothing is compiled, but all of it is traced."""
-    module = Module(drawn(RelativeChannels(8, SOME[:1], 2).double()), False)
-    at = events(torch.arange(6))
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(module, backend="eager")(*qkv(6), at), module(*qkv(6), at))

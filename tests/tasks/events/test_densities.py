@@ -116,3 +116,37 @@ def test_the_score_of_a_forecast_is_that_of_the_closed_form_and_of_draws() -> No
     np.testing.assert_allclose(crps(heavy, x).numpy(), crps_samples(drawn[:, None], x), rtol=0.01)
     with pytest.raises(ValueError, match="no event at all"):
         crps(Gompertz(-1.0, -0.5), x)
+
+
+def drawn(family: type[Density], count: int = 50) -> Density:
+    """Of ``count`` drawn sets of parameters, (count, 1)."""
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(2, count, 1, generator=generator, dtype=torch.float64)
+    if family is LogNormalMixture:
+        three = torch.randn(3, count, 1, 3, generator=generator, dtype=torch.float64)
+        return LogNormalMixture(three[0], 0.5 * three[1], three[2], shift=0.7, scale=1.4)
+    return family(a, b) if family is Gompertz else family(a, 0.4 * b)
+
+
+@pytest.mark.parametrize("family", [LogNormalMixture, Weibull, LogLogistic, Gompertz])
+def test_any_parameters_integrate_to_the_mass_and_survive_by_the_hazard(family: type[Density]) -> None:
+    density = drawn(family)
+    edges = torch.linspace(-60, 60, 1 << 14, dtype=torch.float64)
+    found = torch.trapezoid(torch.exp(density.log_prob(edges.exp())) * edges.exp(), edges)
+    np.testing.assert_allclose(found.numpy(), density.mass().expand(50, 1)[:, 0].numpy(), atol=1e-6)
+    assert family is not Gompertz or density.mass().min() < 0.9  # some may never come
+    x = torch.logspace(-4, 1, 40, dtype=torch.float64).expand(50, 40).clone().requires_grad_()
+    survival = density.log_survival(x)
+    (slope,) = torch.autograd.grad(survival.sum(), x)
+    alive = (survival > -200) & (survival < -1e-9)
+    np.testing.assert_allclose(-slope[alive], torch.exp(density.log_hazard(x))[alive].detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", [LogNormalMixture, Weibull, LogLogistic, Gompertz])
+def test_draws_of_one_call_are_independent(family: type[Density]) -> None:
+    """The variance of the mean of a call is that of one draw over their number; levels are uniform."""
+    density = drawn(family, 1)
+    calls = density.sample(400 * 25, torch.Generator().manual_seed(0)).reshape(400, 25)
+    levels = torch.where(torch.isinf(calls), density.mass(), torch.exp(density.log_cdf(calls)))
+    assert levels.mean(1).var().item() == pytest.approx(levels.var().item() / 25, rel=0.25)
+    assert len(torch.unique(calls[torch.isfinite(calls)])) == int(torch.isfinite(calls).sum())

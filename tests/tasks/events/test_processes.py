@@ -256,6 +256,34 @@ def test_gaps_have_the_density_that_scores_them() -> None:
         np.testing.assert_allclose(ahead.log_survival(before).numpy(), -gaps.sum(-1), atol=1e-10)
 
 
+@pytest.mark.parametrize("process", [PROCESSES[2], TRUTH], ids=["renewal", "hawkes"])
+def test_intervals_hold_what_they_promise(process: Process) -> None:
+    """Those of 90% hold 88 to 92% of the events of another simulation; of a wrong model they do not."""
+    events = simulate(process, (0, 2000), seed=21, method="inversion")
+    shares = []
+    for model in (process, Poisson([0.2, 0.2])):
+        levels = np.asarray(pit(model, events))
+        shares.append(((levels > 0.05) & (levels < 0.95)).mean())
+    assert 0.88 < shares[0] < 0.92 and not 0.88 < shares[1] < 0.92
+
+
+def test_what_is_fitted_to_simulated_events_simulates_alike() -> None:
+    first = simulate(TRUTH, (0, 1500), seed=31)
+    found = Hawkes.fit(first)
+    second = simulate(found, (0, 1500), seed=32)
+    again = Hawkes.fit(second)
+    errors = again.standard_errors(second)
+    for name in ("mu", "alpha", "beta"):
+        assert (np.abs(getattr(again, name) - getattr(found, name)) < 4 * errors[name]).all(), name
+    assert ks_exponential(rescaled(found, second)).p > 0.01
+
+
+def test_a_horizon_without_an_event_has_none() -> None:
+    """Nothing is put at its end."""
+    quiet = simulate(Poisson([0.01]), (0.0, 1.0), count=300, seed=0)
+    assert (quiet.lengths == 0).sum() > 280 and not (quiet.times == 1.0).any() and (quiet.end == 1.0).all()
+
+
 def test_one_seed_gives_the_same_events_and_leaves_others_alone() -> None:
     state = np.random.get_state()[1].copy()
     one, two, other = (simulate(TRUTH, (0, 50), seed=seed) for seed in (4, 4, 5))
