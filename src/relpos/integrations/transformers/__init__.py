@@ -1,10 +1,10 @@
 """relpos in models of Hugging Face transformers: one line, same weights, same outputs, memory linear in the length.
 
-    from relpos.integrations.transformers import accelerate, restore
+from relpos.integrations.transformers import accelerate, restore
 
-    print(accelerate(model))   # what changed, what did not, and why
-    ...                        # train, generate, save_pretrained as before
-    restore(model)
+print(accelerate(model))   # what changed, what did not, and why
+...                        # train, generate, save_pretrained as before
+restore(model)
 """
 
 from relpos.integrations.transformers.apply import FAMILIES, Change, Report, accelerate, restore, supported

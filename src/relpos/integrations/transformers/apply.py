@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -149,13 +150,17 @@ def _apply(model: nn.Module, family: Family, undo: Undo) -> list[Change]:
     return changes
 
 
-def _patched(model: nn.Module, patches: Any, undo: Undo) -> Any:
-    unfit = getattr(patches, "unfit", None)
-    for name, part in model.named_modules():
-        kind = type(part).__name__
-        if kind in patches.CLASSES or kind in getattr(patches, "ENCODERS", ()):
-            why = unfit(part) if unfit is not None and kind in patches.CLASSES else None
-            yield Change(name, why is None, patches.patch(part, undo) if why is None else why)
+def _patched(model: nn.Module, patches: Any, undo: Undo) -> Iterator[Change]:
+    """The attention modules that fit, and where there are any, the modules around them that would build matrices."""
+    unfit = getattr(patches, "unfit", lambda _: None)
+    own = [(name, part) for name, part in model.named_modules() if type(part).__name__ in patches.CLASSES]
+    reasons = [unfit(part) for _, part in own]
+    if None in reasons:
+        around = getattr(patches, "ENCODERS", ())
+        more = [(name, part) for name, part in model.named_modules() if type(part).__name__ in around]
+        own, reasons = more + own, [None] * len(more) + reasons
+    for (name, part), why in zip(own, reasons):
+        yield Change(name, why is None, patches.patch(part, undo) if why is None else why)
 
 
 def _check_version(untested: bool) -> None:

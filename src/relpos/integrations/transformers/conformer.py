@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from relpos.encodings.base import ContentBias, Slices, State, States, Tile
 from relpos.encodings.content.skewed import from_queries, from_queries_backward
 from relpos.encodings.network import wide
-from relpos.integrations.transformers.interface import Lag, attend, Visible
+from relpos.integrations.transformers.interface import Lag, Visible, attend
 from relpos.integrations.transformers.patch import Undo
 from relpos.positions import Index, Positions
 

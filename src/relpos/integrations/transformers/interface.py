@@ -1,6 +1,6 @@
-"""What relpos hands to transformers' attention interface: a mask that is no matrix, and the attention that reads it.
+"""What relpos hands to transformers' attention interface: a mask that is no matrix, and attention that reads it.
 
-transformers builds masks by the name of the attention implementation; under the name "relpos" it gets a `Visible`, a few
+transformers builds masks by the name of the attention implementation; under the name "relpos" it gets a `Visible`, some
 numbers and one row a sequence, in place of a tensor of queries x keys.
 """
 
@@ -103,7 +103,8 @@ def _read(rule: Callable[..., Any] | None) -> Visible:
             found = replace(found, **{key: value for key, value in changed.items() if key != "start"})
         return found
     raise NotImplementedError(
-        f"relpos has no form for the attention mask {name!r} of transformers; restore(model) gives the model its own back"
+        f"relpos has no form for the attention mask {name!r} of transformers; "
+        "restore(model) gives the model its own back"
     )
 
 
@@ -125,15 +126,16 @@ def forward(
     if options.get("output_attentions"):
         raise ValueError("relpos makes no matrix of weights: output_attentions=True is not possible; restore(model)")
     lag = position_bias if isinstance(position_bias, Lag) else None
-    put_in = getattr(module, "relpos_encoding", None)  # by replace_encoding
+    put_in = getattr(module, "relpos_encoding", None)  # by replace_encoding; T5 hands the first layer's on to all
     if isinstance(position_bias, Tensor) or isinstance(attention_mask, Tensor):
         what = "bias" if isinstance(position_bias, Tensor) else "mask"
         raise NotImplementedError(
-            f"{type(module).__name__} was given a {what} of queries x keys; relpos takes none. restore(model) gives the "
-            "model its own attention back"
+            f"{type(module).__name__} was given a {what} of queries x keys; relpos takes none. "
+            "restore(model) gives the model its own attention back"
         )
     seen = attention_mask if attention_mask is not None else _alone(module, query, key, options)
-    lag = Lag(put_in, seen.start) if lag is None and put_in is not None else lag
+    if put_in is not None:
+        lag = Lag(put_in, seen.start if lag is None else lag.start)
     return attend(query, key, value, seen, lag, scaling, dropout), None
 
 

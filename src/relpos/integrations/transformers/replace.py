@@ -20,9 +20,11 @@ def replace_encoding(model: Any, encoding: str, *, share: bool = True, **options
     """Takes a model's own encoding out and puts another in: "alibi", "t5", "kerple", "shaw", .. or "nope".
 
     For rotary decoders and the T5 family. The model is accelerated besides, if it was not. All other weights stay, and
-    the first outputs are as far off as the two encodings are apart: train on. share: one encoding for all layers; False:
-    one a layer. options: of the encoding; heads, dim and causal are filled in. A learned encoding is part of the model
-    under the name ``relpos_encoding`` of each attention module, so that it is trained and saved. `restore` undoes it.
+    the first outputs are as far off as the two encodings are apart: train on. `restore` undoes it.
+
+    share    one encoding for all layers; False: one a layer
+    options  of the encoding; heads, dim and causal are filled in
+    A learned encoding becomes part of the model, as ``relpos_encoding`` of each attention module: trained and saved.
 
     ValueError for a name that is not known, for an encoding that is no term of the scores, and for models without a
     form here.
