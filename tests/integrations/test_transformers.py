@@ -83,7 +83,7 @@ def test_packed_documents(name: str) -> None:
 
 
 class Square(TorchDispatchMode):
-    """Keeps the first tensor with two axes of at least n that any operation returned, views of something small aside."""
+    """Keeps the first tensor with two axes of at least n that any operation returned, views of small ones aside."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
