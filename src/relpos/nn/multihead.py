@@ -91,9 +91,9 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in self._projected(query, key, value)]
+        q, k, v = (_heads(x, self.num_heads) for x in self._projected(query, key, value))
         mixed = attention(
-            *heads, self.encoding, q_pos=q_pos, k_pos=k_pos, causal=is_causal,
+            q, k, v, self.encoding, q_pos=q_pos, k_pos=k_pos, causal=is_causal,
             key_mask=_real(key_padding_mask, single), dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -110,6 +110,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         else:
             weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         return [linear(x, weight, b) for x, weight, b in zip(inputs, weights, biases)]
+
+
+def _heads(x: Tensor, count: int) -> Tensor:
+    """(batch, n, width) to (batch, heads, n, width / heads)."""
+    return x.view(*x.shape[:2], count, -1).transpose(1, 2)
 
 
 def _real(padding: Tensor | None, single: bool) -> Tensor | None:
