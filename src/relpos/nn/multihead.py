@@ -59,7 +59,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         # What torch's encoder layer looks at before it takes its fused path.
         self._qkv_same_embed_dim = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
