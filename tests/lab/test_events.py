@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["simulate", "fit", "diagnose"])
+@pytest.mark.parametrize("name", ["simulate", "fit", "diagnose", "sample"])
 def test_every_help_teaches_by_an_example(name: str) -> None:
     assert f"Example: relpos events {name}" in relpos(name, "--help")
 

@@ -102,7 +102,7 @@ def simulate_file(
         drawn = simulate(process, (0.0, horizon), count, seed, method)
     except ValueError as error:
         raise LabError(str(error)) from error
-    lines = [json.dumps(_line(one, row)) for row, one in enumerate(drawn)]
+    lines = [json.dumps(line(one, row)) for row, one in enumerate(drawn)]
     write_atomic(output, ("\n".join(lines) + "\n").encode())
     reporter.say(
         f"wrote {output}: {count} sequences, {len(drawn.times):,} events; spectral radius {process.radius:.3f}"
@@ -119,7 +119,8 @@ def _matrix(text: str) -> np.ndarray:
         raise ValueError(f"numbers by commas, rows by semicolons, got {text!r}") from None
 
 
-def _line(one: Sequences, row: int) -> dict[str, Any]:
+def line(one: Sequences, row: int) -> dict[str, Any]:
+    """A sequence as `easytpp` reads it, with its window."""
     gaps = np.diff(one.times, prepend=one.start[0])
     return {
         "dim_process": one.mark_count,

@@ -75,8 +75,9 @@ def test_median_and_mark_are_judged_as_they_are_foretold(task: PointProcess) -> 
 
 
 def test_baselines_hold_the_anchors_and_the_constants(task: PointProcess) -> None:
-    rows = task.baselines("test", 32)
-    plan = task.plan()
+    few = PointProcess("made", least=10, length=32, most=2, period=10.0)
+    few.take(task.plan().sequences)
+    rows, plan = few.baselines("test", 32), few.plan()
     assert rows["homogeneous Poisson"]["loss"] == pytest.approx(
         -anchors.score([Poisson.fit(one) for one in plan.train], plan)
     )
@@ -115,10 +116,10 @@ def test_training_lowers_the_loss(task: PointProcess) -> None:
 
 
 def test_short_sequences_have_one_process_for_all_and_the_truth_is_a_row() -> None:
-    hawkes = PointProcess("hawkes", most=4)
+    hawkes = PointProcess("hawkes", most=2)
     rows = hawkes.baselines("test", 64)
     plan = hawkes.plan()
-    assert rows["the truth"]["nats"] == pytest.approx(anchors.score([TRUTH] * 4, plan))
+    assert rows["the truth"]["nats"] == pytest.approx(anchors.score([TRUTH] * 2, plan))
     assert rows["the truth"]["nats"] > rows["homogeneous Poisson"]["nats"]
     short = PointProcess("made", least=3, most=9)
     short.take(simulate(TRUTH, (0.0, 20.0), 12, 3))
@@ -156,7 +157,7 @@ def test_horizons_are_judged_beside_a_poisson_process(task: PointProcess) -> Non
     late = plan.sequences.times > np.repeat(plan.cut, plan.sequences.lengths)
     assert sum(len(real.times) for real, _ in found) <= late.sum()
     scores = forecasts.judged(found, 5.0, task.scales.unit)
-    assert 0 < scores["OTD"] <= 1 and 0 <= scores["T-mAP"] <= 1
+    assert 0 < scores["OTD"] <= 2 * forecasts.FIRST and 0 <= scores["T-mAP"] <= 1
     flat = forecasts.judged(forecasts.poisson_draws(plan, 5.0, 2, 0), 5.0, task.scales.unit)
     assert set(flat) == set(scores)
     with pytest.raises(ValueError, match="shorter than the horizon"):

@@ -16,6 +16,7 @@ from relpos.tasks.events.processes.base import previous
 from relpos.tasks.events.sequences import UNITS, Sequences
 
 DELTAS = (0.5, 1.0, 2.0)  # of T-mAP, and 1 as the cost of inserting and deleting for OTD: in median gaps
+FIRST = 10  # events of each side that OTD compares
 drawn = continuations
 
 # --- the next event ---------------------------------------------------------------------------------------------------
@@ -163,26 +164,26 @@ def poisson_draws(plan: Protocol, horizon: float, count: int, seed: int) -> list
 
 
 def judged(found: Sequence[tuple[Sequences, Sequence[Draw]]], horizon: float, unit: float) -> dict[str, float]:
-    """OTD an event that came or was drawn (in median gaps), T-mAP, and how many events were drawn for each that came.
+    """OTD of the first `FIRST` events of both sides (in median gaps), T-mAP, and events drawn for each that came.
 
-    Every draw counts alike. HoTPP cuts both sides to the first k events; here all events of the horizon take part, so
-    that drawing too many or too few costs.
+    Means over draws, sequences and horizons. Where a side has fewer events within the horizon, it takes part with
+    those; of all events rather than the first few, OTD would be least for drawing none.
     """
-    cost, size, came, made = 0.0, 0, 0, 0
+    cost, came, made = 0.0, 0, 0
     cases: list[Foretold] = []
     for real, draws in found:
         for draw in draws:
             at = 0
             for one, other, start in zip(draw.sequences, real, real.start):
-                cost += otd(one.times / unit, one.kinds, other.times / unit, other.kinds)
-                size += len(one.times) + len(other.times)
+                first = [(each.times[:FIRST] / unit, each.kinds[:FIRST]) for each in (one, other)]
+                cost += otd(*first[0], *first[1])
                 scores = draw.log_marks[at : at + len(one.times)]
                 at += len(one.times)
                 cases.append(Foretold(float(start), one.times, scores, other.times, other.kinds))
             came, made = came + len(real.times), made + len(draw.sequences.times)
     deltas = [delta * unit for delta in DELTAS]
     return {
-        "OTD": cost / max(size, 1),
+        "OTD": cost / max(len(cases), 1),
         "T-mAP": t_map(cases, horizon * (1 + 1e-9), deltas),
         "drawn for each": made / max(came, 1),
     }

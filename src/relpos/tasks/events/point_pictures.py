@@ -32,8 +32,8 @@ def artifacts(network: PointNetwork, plan: Protocol, directory: Path, length: in
     """Files of a report, all of the part that is scored."""
     directory.mkdir(parents=True, exist_ok=True)
     process = NeuralProcess(network, length)
-    row = int(np.argmax(np.bincount(_late(plan), minlength=len(plan.sequences))))
-    name = plan.sequences.name_of(row)
+    row = busiest(plan)
+    name = _name(plan.sequences, row)
     found = [
         Artifact(
             intensity(process, plan, row, directory / "intensity.png"),
@@ -52,9 +52,14 @@ def artifacts(network: PointNetwork, plan: Protocol, directory: Path, length: in
     return found
 
 
-def _late(plan: Protocol) -> np.ndarray:
-    """The sequence of each event that is scored."""
-    return plan.sequences.rows[plan.sequences.times > np.repeat(plan.cut, plan.sequences.lengths)]
+def busiest(plan: Protocol) -> int:
+    """The sequence with most events that are scored."""
+    late = plan.sequences.rows[plan.sequences.times > np.repeat(plan.cut, plan.sequences.lengths)]
+    return int(np.argmax(np.bincount(late, minlength=len(plan.sequences))))
+
+
+def _name(sequences: Sequences, row: int) -> str:
+    return sequences.ids[row] if sequences.ids else f"sequence {row}"
 
 
 def stretch(one: Sequences, since: float) -> tuple[float, float]:
@@ -90,7 +95,7 @@ def intensity(process: NeuralProcess, plan: Protocol, row: int, path: Path) -> P
     axes.set_xlim(low, high)
     # an intensity may have a peak just after an event that would flatten all else
     axes.set_ylim(0, 1.3 * float(np.quantile(rates if few else rates.sum(-1), 0.998)) or None)
-    axes.set_xlabel(f"time ({one.unit or 'unit of the data'}); {one.name_of(0)}")
+    axes.set_xlabel(f"time ({one.unit or 'unit of the data'}); {_name(one, 0)}")
     axes.set_ylabel("events a unit of time")
     axes.legend(loc="upper right", fontsize=8, frameon=False)
     return _save(figure, path)
@@ -171,7 +176,7 @@ def continued(real: Sequences, draws: Sequence[Sequences], path: Path) -> Path:
                 axes.plot(times, np.full(len(times), height), "|", color=colour, alpha=1.0 if lane == 0 else 0.55,
                           markersize=7, markeredgewidth=1.6 if lane == 0 else 1.0)  # fmt: skip
         axes.axhspan(-(place * (lanes + 1)) - 0.5, -(place * (lanes + 1)) + 0.5, color=GREY, alpha=0.12, linewidth=0)
-    axes.set_yticks([-(place * (lanes + 1)) for place in range(len(rows))], [real.name_of(int(row)) for row in rows])
+    axes.set_yticks([-(place * (lanes + 1)) for place in range(len(rows))], [_name(real, int(row)) for row in rows])
     axes.tick_params(axis="y", labelsize=7, length=0)
     axes.set_xlim(0, float((real.end - real.start).max()))
     axes.grid(False)
