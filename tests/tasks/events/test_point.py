@@ -129,6 +129,16 @@ def test_short_sequences_have_one_process_for_all_and_the_truth_is_a_row() -> No
     assert found["homogeneous Poisson"].nats == pytest.approx(anchors.score([one] * 9, short.plan()))
 
 
+def test_rates_by_the_hour_never_learn_the_ticks_of_a_clock_of_days() -> None:
+    rng = np.random.default_rng(0)
+    times = [np.unique(rng.integers(1, 70, 30)).astype(float) for _ in range(4)]
+    days = PointProcess("made", least=3)
+    days.take(Sequences.of(times, window=(0.0, 70.0), unit="days"), tick=1.0)
+    rows = {row.name: row for row in days.rows()}
+    assert rows["periodic Poisson"].parameters == 7
+    assert rows["periodic Poisson"].nats < rows["homogeneous Poisson"].nats + 0.1
+
+
 def test_ties_are_spread_so_that_gaps_have_a_density() -> None:
     days = Sequences.of([[0.0, 1.0, 1.0, 4.0, 6.0, 6.0]], marks=[[0, 1, 0, 1, 1, 0]], window=(0.0, 6.0), unit="days")
     found = anchors.untied(days)

@@ -36,6 +36,7 @@ SPLITS = ("validation", "test")
 SIZES = {"mpls-stops": (300, 25), "cdnow": (5, 1000), "hawkes": (2, 25)}
 """Of a data set: events that a sequence must have, and how many sequences are taken."""
 OTHERS = (10, 200)
+BINS = 168  # parts of the period, of a week the hours
 FEW = 50  # events a sequence in the fitted part: below it the classical processes are fitted to all sequences together
 TRUTH = ((0.3, 0.2), ((0.4, 0.1), (0.2, 0.3)), 1.0)  # mu, alpha, beta of the simulated data
 _CLOCK = "relative_channels[periods=[24,168]]"
@@ -75,7 +76,8 @@ class PointProcess:
             "encodings": (
                 *CONTESTANTS,
                 "nope[periods=[24,168]]",  # what the calendar does alone
-                *("nope[gap=false]", "relative_channels[gap=false]"),  # where nothing else tells of elapsed time
+                # where nothing else tells of elapsed time
+                *("nope[gap=false]", "relative_channels[gap=false]", "relative_channels[gap=false,inject=key+value]"),
                 *("relative_channels[head=rmtpp]", "relative_channels[head=intensity]"),
                 *("nope[head=intensity,periods=[24,168]]", "relative_channels[head=intensity,periods=[24,168]]"),
             ),
@@ -124,16 +126,19 @@ class PointProcess:
         if self._plan is None:
             self.take(*self._read(progress))
 
-    def _read(self, progress: Progress | None) -> tuple[Sequences, str]:
+    def _read(self, progress: Progress | None) -> tuple[Sequences, str, float]:
+        """The sequences, where they are from, and the tick of their clock."""
         if self.dataset == "hawkes":
             drawn = simulate(Hawkes(*TRUTH), (0.0, 400.0), self.most, 0)
-            return drawn, "simulated by relpos: an exponential Hawkes process of two marks"
+            return drawn, "simulated by relpos: an exponential Hawkes process of two marks", 0.0
         found = held_out.load(sets.Events, self.dataset, self.path, progress)
-        return anchors.untied(found.sequences, self.ties), held_out.origin(found.card)
+        gaps = found.sequences.gaps()
+        tick = float(gaps[gaps > 0].min(initial=np.inf))
+        return anchors.untied(found.sequences, self.ties), held_out.origin(found.card), tick
 
-    def take(self, sequences: Sequences, origin: str = "given sequences") -> None:
+    def take(self, sequences: Sequences, origin: str = "given sequences", tick: float = 0.0) -> None:
         """Makes these sequences the data. ValueError where none is long enough."""
-        self._plan, self._origin = anchors.protocol(sequences, self.least, self.most), origin
+        self._plan, self._origin, self._tick = anchors.protocol(sequences, self.least, self.most), origin, tick
         plan = self._plan
         inner = plan.train.start + 0.8 * (plan.train.end - plan.train.start)
         self._inner = Protocol(plan.train, plan.train.until(inner), inner)
@@ -142,7 +147,7 @@ class PointProcess:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data that can be loaded again, so that a worker process is sent a name and not a data set."""
-        dropped = {"_inner", "_learned", "_scales"}
+        dropped = {"_inner", "_learned", "_scales", "_tick"}
         kept = {key: value for key, value in self.__dict__.items() if key not in dropped}
         return {**kept, "_plan": None, "_rows": None}
 
@@ -253,7 +258,9 @@ class PointProcess:
         week = 7 * UNITS["days"] / UNITS[plan.sequences.unit] if plan.sequences.unit in UNITS else 0.0
         period = week if self.period is None else self.period
         pooled = float(np.median(plan.train.lengths)) < FEW
-        found = anchors.rows(plan, period or None, pooled=pooled)
+        # Rates by parts shorter than a tick would foretell where the clock can stand, which is no knowledge of events.
+        bins = max(1, min(BINS, int(period / self._tick))) if self._tick else BINS
+        found = anchors.rows(plan, period or None, bins, pooled=pooled)
         if split == "test":
             self._rows = found
         return found
