@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["simulate", "fit", "diagnose"])
+@pytest.mark.parametrize("name", ["simulate", "fit", "diagnose", "sample"])
 def test_every_help_teaches_by_an_example(name: str) -> None:
     assert f"Example: relpos events {name}" in relpos(name, "--help")
 
@@ -126,9 +126,8 @@ def test_a_drawn_intensity_is_the_one_that_is_scored() -> None:
 
 def test_ties_at_the_end_of_a_window_have_room() -> None:
     whole = Sequences.of([[1.0, 2.0, 2.0], [1.0, 3.0]], window=(0, [2.0, 4.0]))
-    start, end = happenings._bounds(whole, "spread")
-    assert start.tolist() == [0, 0] and end.tolist() == [3, 4]
-    spread = Sequences.from_flat(whole.times, whole.offsets, window=(start, end), ties="spread")
+    spread = anchors.untied(whole)
+    assert spread.start.tolist() == [0, 0] and spread.end.tolist() == [3, 4]
     assert spread.times.tolist() == [1, 2, 2.5, 1, 3]
 
 

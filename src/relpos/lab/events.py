@@ -34,7 +34,7 @@ MODELS = "poisson, periodic, renewal, hawkes (of marks), hawkes-periodic (on the
 
 def register(app: typer.Typer, command: Callable[..., Any]) -> None:
     """Hangs the commands below ``app``; command is the decorator that turns expected failures into one line."""
-    for name, body in (("simulate", simulate), ("fit", fit), ("diagnose", diagnose)):
+    for name, body in (("simulate", simulate), ("fit", fit), ("diagnose", diagnose), ("sample", sample)):
         command(events, name=name)(body)
     app.add_typer(events, name="events")
 
@@ -106,3 +106,32 @@ def diagnose(
 
     target = output or Path(f"{name}-{model}.png")
     diagnose_file(Choice(name, path, least, most, ties), model, (period, bins), sequence, target, Reporter())
+
+
+def sample(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run of `relpos compare events`, or the folder of one model in it.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON lines to write, a draw of a sequence a line.")],
+    encoding: Annotated[str | None, typer.Option(help="Contestant of the run, where it has several.")] = None,
+    model_seed: Annotated[int | None, typer.Option(help="Seed of the model; the first of the run if left out.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Independent draws of each sequence.")] = 3,
+    horizon: Annotated[
+        float | None, typer.Option(min=0, help="How far to go on, in the data's unit; a week, or twenty median gaps.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    png: Annotated[bool, typer.Option("--png", help="Also draw them beside what came, and an intensity.")] = False,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Also score draws over the whole test, by OTD and T-mAP, beside Poisson."),
+    ] = False,
+) -> None:
+    """Go on with the sequences of the test where training ended, as a trained network would.
+
+    The file is read again by `relpos events fit easytpp --path FILE`, with its windows.
+
+    Example: [bold]relpos events sample runs/events --encoding nope -o week.jsonl --png --judge[/bold]
+    """
+    from relpos.lab.continuations import Wish, sample_file
+
+    sample_file(run, encoding, model_seed, Wish(draws, horizon, seed, png, judge), output, Reporter())

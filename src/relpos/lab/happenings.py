@@ -60,12 +60,7 @@ def chosen(choice: Choice, reporter: Reporter) -> anchors.Protocol:
         if not isinstance(found, Events):
             raise LabError(f"{choice.name} holds {found.shape_name}, not events; see `relpos data list`")
         whole = found.sequences
-        untied = Sequences.from_flat(
-            whole.times, whole.offsets, marks=whole.marks, window=_bounds(whole, choice.ties), ids=whole.ids,
-            mark_names=whole.mark_names, mark_count=None if whole.marks is None else whole.mark_count,
-            unit=whole.unit, ties=choice.ties,
-        )  # fmt: skip
-        plan = anchors.protocol(untied, choice.least, choice.most)
+        plan = anchors.protocol(anchors.untied(whole, choice.ties), choice.least, choice.most)
     except (FetchError, ValueError, OSError) as error:
         raise LabError(str(error)) from error
     if not whole.windowed:
@@ -74,20 +69,6 @@ def chosen(choice: Choice, reporter: Reporter) -> anchors.Protocol:
             "makes rates look a little higher than they are"
         )
     return plan
-
-
-def _bounds(whole: Sequences, ties: str) -> tuple[np.ndarray, np.ndarray]:
-    """Windows; events that are spread may go a tick beyond the last one."""
-    if ties != "spread" or not len(whole.times):
-        return whole.start, whole.end
-    gaps = whole.gaps()
-    positive = gaps[gaps > 0]
-    tick = float(positive.min()) if len(positive) else 1.0
-    last = np.zeros(len(whole), dtype=bool)
-    filled = whole.lengths > 0
-    last[filled] = gaps[whole.offsets[1:][filled] - 1] == 0
-    beyond = last & (whole.end - whole.latest < tick)
-    return whole.start, whole.end + tick * beyond
 
 
 def period_of(plan: anchors.Protocol, period: float | None) -> float | None:
@@ -121,7 +102,7 @@ def simulate_file(
         drawn = simulate(process, (0.0, horizon), count, seed, method)
     except ValueError as error:
         raise LabError(str(error)) from error
-    lines = [json.dumps(_line(one, row)) for row, one in enumerate(drawn)]
+    lines = [json.dumps(line(one, row)) for row, one in enumerate(drawn)]
     write_atomic(output, ("\n".join(lines) + "\n").encode())
     reporter.say(
         f"wrote {output}: {count} sequences, {len(drawn.times):,} events; spectral radius {process.radius:.3f}"
@@ -138,7 +119,8 @@ def _matrix(text: str) -> np.ndarray:
         raise ValueError(f"numbers by commas, rows by semicolons, got {text!r}") from None
 
 
-def _line(one: Sequences, row: int) -> dict[str, Any]:
+def line(one: Sequences, row: int) -> dict[str, Any]:
+    """A sequence as `easytpp` reads it, with its window."""
     gaps = np.diff(one.times, prepend=one.start[0])
     return {
         "dim_process": one.mark_count,

@@ -31,6 +31,7 @@ _TASKS: dict[str, str] = {
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
+    "events": "relpos.tasks.events.point:PointProcess",
     "images": "relpos.tasks.vision.images:Images",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",

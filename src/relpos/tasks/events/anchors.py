@@ -59,6 +59,28 @@ def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: floa
     return plan
 
 
+def untied(sequences: Sequences, ties: str = "spread") -> Sequences:
+    """The same sequences with their ties treated as `Sequences.from_flat` says; places and profiles are left away.
+
+    A gap of 0 has no density, so a likelihood needs that. Windows may grow by a tick for events that are spread.
+    """
+    whole = sequences
+    end = whole.end
+    if ties == "spread" and len(whole.times):
+        gaps = whole.gaps()
+        positive = gaps[gaps > 0]
+        tick = float(positive.min()) if len(positive) else 1.0
+        last = np.zeros(len(whole), dtype=bool)
+        filled = whole.lengths > 0
+        last[filled] = gaps[whole.offsets[1:][filled] - 1] == 0
+        end = whole.end + tick * (last & (whole.end - whole.latest < tick))
+    return Sequences.from_flat(
+        whole.times, whole.offsets, marks=whole.marks, window=(whole.start, end), ids=whole.ids,
+        mark_names=whole.mark_names, mark_count=None if whole.marks is None else whole.mark_count,
+        unit=whole.unit, ties=ties,
+    )  # fmt: skip
+
+
 def score(models: Sequence[Process], plan: Protocol) -> float:
     """Nats an event after the cut, each sequence under its own model."""
     total = sum(
@@ -98,8 +120,17 @@ class TimeThenMark(Process):
         return gaps * self.shares, last * self.shares
 
 
-def rows(plan: Protocol, period: float | None = None, bins: int = 168, progress: Progress | None = None) -> list[Row]:
-    """The anchors, worst kind first. period: of the background in the unit of the times, such as a week; None: none."""
+def rows(
+    plan: Protocol,
+    period: float | None = None,
+    bins: int = 168,
+    progress: Progress | None = None,
+    pooled: bool = False,
+) -> list[Row]:
+    """The anchors, worst kind first. period: of the background in the unit of the times, such as a week; None: none.
+
+    pooled: one model of all sequences instead of a model each, for many short ones.
+    """
     kinds: list[tuple[str, Callable[..., Process]]] = [
         ("homogeneous Poisson", Poisson.fit),
         ("log-normal renewal", partial(Renewal.fit, family="lognormal")),
@@ -113,15 +144,24 @@ def rows(plan: Protocol, period: float | None = None, bins: int = 168, progress:
         if progress is not None:
             progress(len(found), len(kinds) + 2 * (period is not None), f"fitting {name}")
         models = fit()
-        found.append(Row(name, score(models, plan), sum(model.parameters for model in models), models))
+        count = sum(model.parameters for model in (models[:1] if pooled else models))
+        found.append(Row(name, score(models, plan), count, models))
         return models
 
+    fitted = together if pooled else each
     for name, kind in kinds:
-        scored(name, partial(each, kind, plan.train))
+        scored(name, partial(fitted, kind, plan.train))
     if period is not None:
-        ground = scored("periodic Poisson", partial(background, plan, period, bins))
-        scored("Hawkes of marks on it", partial(each, Hawkes.fit, plan.train, ground))
+        base = partial(PeriodicPoisson.fit, period=period, bins=bins)
+        tables = partial(together, base, plan.train) if pooled else partial(background, plan, period, bins)
+        ground = scored("periodic Poisson", tables)
+        scored("Hawkes of marks on it", partial(fitted, Hawkes.fit, plan.train, ground))
     return found
+
+
+def together(fit: Callable[..., Process], train: Sequences, *more: Sequence[Process]) -> list[Process]:
+    """One model of all sequences, as often as there are sequences; of ``more`` the first of each is an argument."""
+    return [fit(train, *(arguments[0] for arguments in more))] * len(train)
 
 
 def each(

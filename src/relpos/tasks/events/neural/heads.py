@@ -33,6 +33,51 @@ class Head(nn.Module):
     def density(self, states: Tensor) -> Density:
         raise NotImplementedError
 
+    def log_rates(self, states: Tensor, gaps: Tensor) -> Tensor:
+        """(.., marks) log intensity of each mark a time ``gaps`` after the last event, given that none has come."""
+        return self.density(states).log_hazard(gaps)[..., None] + self.log_marks(states, gaps)
+
+    @torch.no_grad()
+    def forecast(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Median gap (..) and probabilities of the mark (.., marks), both given that there is a next event.
+
+        Marks are averaged over the gaps at the levels .1, .3, .5, .7, .9, as the true gap is not known.
+        """
+        density = self.density(states)
+        levels = torch.tensor([0.5, 0.1, 0.3, 0.7, 0.9], dtype=torch.float64, device=states.device)
+        mass = density.mass()
+        gaps = density.quantile(levels.view(-1, *[1] * mass.dim()) * mass)
+        among = self.log_marks(states.expand(len(levels), *states.shape), gaps).exp().mean(0)
+        return gaps[0], among
+
+    @torch.no_grad()
+    def sample(
+        self, states: Tensor, generator: torch.Generator | None = None, floor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A draw of the gap and mark for each state, independent of each other; inf and -1 where no event ever comes.
+
+        By inversion of the survival of the gap, then of its mark. floor: (..) time that is known to have been silent.
+        """
+        density = self.density(states)
+        shape = states.shape[:-1]
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64).to(states.device)
+        goal = torch.log1p(-drawn)
+        if floor is not None:
+            goal = goal + self.log_survival(states, floor)
+        gaps = density.when(goal)
+        if floor is not None:
+            gaps = torch.maximum(gaps, floor)
+        return gaps, self.sample_marks(states, gaps, generator)
+
+    @torch.no_grad()
+    def sample_marks(self, states: Tensor, gaps: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(..) a mark drawn for each gap, -1 where that is inf."""
+        finite = torch.isfinite(gaps)
+        p = self.log_marks(states, torch.where(finite, gaps, torch.ones_like(gaps))).exp()
+        place = torch.rand(gaps.shape, generator=generator, dtype=torch.float64).to(gaps.device)
+        found = (p.cumsum(-1) <= place[..., None] * p.sum(-1, keepdim=True)).sum(-1).clamp(max=self.marks - 1)
+        return torch.where(finite, found, -torch.ones_like(found))
+
     def log_likelihood(self, states: Tensor, following: Following) -> Tensor:
         """(batch, n) float64: what follows each token, 0 where it is not scored. Their sum is the log likelihood.
 

@@ -39,12 +39,15 @@ class Density:
         return torch.exp(self.log_cdf(torch.tensor(math.inf, dtype=torch.float64)))
 
     def quantile(self, level: Any) -> Tensor:
-        """Smallest x with P(gap <= x) >= level; inf where the level is above the mass. By bisection, no gradient."""
-        with torch.no_grad():
-            return self._bisected(torch.as_tensor(level, dtype=torch.float64))
+        """Smallest x with P(gap <= x) >= level; inf where the level is above the mass. No gradient."""
+        return self.when(torch.log1p(-torch.as_tensor(level, dtype=torch.float64)))
 
-    def _bisected(self, level: Tensor) -> Tensor:
-        goal = torch.log1p(-level)
+    def when(self, log_survival: Any) -> Tensor:
+        """The x at which log P(gap > x) has fallen to this; inf where it never does. By bisection, no gradient."""
+        with torch.no_grad():
+            return self._bisected(torch.as_tensor(log_survival, dtype=torch.float64))
+
+    def _bisected(self, goal: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(goal.shape, self.log_survival(torch.ones((), dtype=torch.float64)).shape)
         low, high = torch.full(shape, -120.0, dtype=torch.float64), torch.full(shape, 120.0, dtype=torch.float64)
         never = self.log_survival(torch.exp(high)) > goal
@@ -53,7 +56,7 @@ class Density:
             above = self.log_survival(torch.exp(middle)) > goal
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         found = torch.where(never, math.inf, torch.exp(high))
-        return torch.where(level.expand(shape) <= 0, 0.0, found)
+        return torch.where(goal.expand(shape) >= 0, 0.0, found)
 
     def mean(self) -> Tensor:
         """Mean of the gap, given that there is a next event. By quadrature over quantiles, no gradient."""
@@ -209,13 +212,13 @@ class Gompertz(Density):
         dead = torch.isinf(survival)
         return torch.where(dead, survival, self.log_hazard(x) + torch.where(dead, torch.zeros_like(survival), survival))
 
-    def quantile(self, level: Any) -> Tensor:
+    def when(self, log_survival: Any) -> Tensor:
         with torch.no_grad():
-            scaled = self.w * -torch.log1p(-torch.as_tensor(level, dtype=torch.float64)) * torch.exp(-self.a)
+            hazard = -torch.as_tensor(log_survival, dtype=torch.float64) * torch.exp(-self.a)
+            scaled = self.w * hazard
             flat = self.w.abs() < 1e-12
             w = torch.where(flat, torch.ones_like(self.w), self.w)
-            found = torch.where(flat, scaled / torch.where(flat, self.w, w), torch.log1p(scaled.clamp(min=-1)) / w)
-            hazard = -torch.log1p(-torch.as_tensor(level, dtype=torch.float64)) * torch.exp(-self.a)
+            found = torch.log1p(scaled.clamp(min=-1)) / w
             return torch.where(flat, hazard, torch.where(scaled <= -1, math.inf, found))
 
 
