@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.content.relative_channels import RelativeChannels
 from relpos.encodings.pairs.channel import Channel
-from relpos.encodings.pairs.encoders import Decay, Edges, Linear, LogBuckets, Sinusoid, Sparse
+from relpos.encodings.pairs.encoders import Decay, Edges, Linear, LogBuckets, Sparse
 from relpos.tasks.base import Artifact
 
 UNITS = {"index": "events back", "time": "seconds", "place": "km", "profile": "1 - cosine", "key": "place in line"}
@@ -74,7 +74,7 @@ def _points(channel: Channel, reach: float | None) -> Tensor:
         return torch.tensor([0.0, 1.0], dtype=torch.float64)
     end = _end(encoder) if reach is None else float(reach)
     if channel.kind in ("index", "key"):
-        return torch.arange(min(int(end), 10 * _POINTS) + 1, dtype=torch.float64)
+        return torch.arange(max(min(math.ceil(end), 10 * _POINTS), 1) + (reach is not None), dtype=torch.float64)
     if channel.kind == "profile":
         end = min(end, 2.0)
     if isinstance(encoder, LogBuckets) and reach is None:
@@ -83,16 +83,17 @@ def _points(channel: Channel, reach: float | None) -> Tensor:
 
 
 def _end(encoder: Any) -> float:
+    """The size from which on nothing changes any more, or hardly."""
     if isinstance(encoder, Edges):
         return 1.1 * encoder.edges[-1]
     if isinstance(encoder, LogBuckets):
         return float(encoder.unit * math.exp(min(encoder.width * (encoder.reach + 1), 60.0)))
     if isinstance(encoder, Sparse):
-        return float(encoder.unit * (encoder.reach + 1) if hasattr(encoder, "unit") else encoder.reach)
+        return float(getattr(encoder, "unit", 1.0)) * (encoder.reach + 1)
     scales = encoder.current(encoder.log_scales, torch.zeros(1))
     if isinstance(encoder, Linear):
         return float(encoder.start + scales[0] * (encoder.clip + 1))
-    return float(scales.max() * (1 if isinstance(encoder, Sinusoid) else 3 if isinstance(encoder, Decay) else 1))
+    return float(scales.max()) * (3 if isinstance(encoder, Decay) else 1)  # of sinusoids one period
 
 
 def _values(channel: Channel, x: Tensor, query: Tensor | None, scale: float | None) -> Iterator[tuple[str, Tensor]]:
