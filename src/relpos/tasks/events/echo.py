@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Encoding, positive
+from relpos.encodings.pairs.features import feature_of
 from relpos.encodings.registry import key_of
 from relpos.positions import EARTH_RADIUS_KM, Places
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
@@ -206,8 +207,10 @@ class Echo:
         earlier = np.tri(times.shape[-1], k=-1, dtype=bool)
         old = earlier & (times[..., :, None] - times[..., None, :] >= self.age)
         in_time = old.sum(-1) - 1  # times rise, so the old events are the first ones
-        at = torch.from_numpy(places)
-        far = np.where(earlier, Places.between(at, at).numpy(), np.inf)
+        on_earth = feature_of("place")
+        at = on_earth.read(Places(places.reshape(-1, *places.shape[-2:])))
+        far = on_earth.between(at, at).numpy().reshape(*times.shape, times.shape[-1])
+        far = np.where(earlier, far, np.inf)
         in_space = np.where(far.min(-1) <= self.near, far.argmin(-1), -1)
         return np.stack([in_time, in_space], -1)
 
