@@ -208,7 +208,7 @@ class Echo:
         old = earlier & (times[..., :, None] - times[..., None, :] >= self.age)
         in_time = old.sum(-1) - 1  # times rise, so the old events are the first ones
         on_earth = feature_of("place")
-        at = on_earth.read(Places(places.reshape(-1, *places.shape[-2:])))
+        at = on_earth.read(Places(torch.from_numpy(places).reshape(-1, *places.shape[-2:])))
         far = on_earth.between(at, at).numpy().reshape(*times.shape, times.shape[-1])
         far = np.where(earlier, far, np.inf)
         in_space = np.where(far.min(-1) <= self.near, far.argmin(-1), -1)
