@@ -188,7 +188,7 @@ def _panel(axes: Any, curve: Curve, unit: str, line: float | None) -> None:
     if line is not None:
         axes.axvline(line, color="black", linestyle="--", linewidth=0.8)
         place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(f"{line:g} {unit}", (line, 1), (3, -9), fontsize=7, **place)
+        axes.annotate(f"{line:g} {unit}", (line, 0), (3, 4), fontsize=7, **place)
     if len(curve.x) > 2 and curve.x[0] > 0:
         axes.set_xscale("log")
     axes.set_title(f"layer {curve.layer}", fontsize=8)
