@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from relpos import tasks
 from relpos.positions import EARTH_RADIUS_KM
 from relpos.tasks.base import Task
-from relpos.tasks.events.echo import KINDS, Drawn, Echo
+from relpos.tasks.events.echo import KINDS, TICK, Echo
+from relpos.tasks.events.echo_rules import Drawn
 
 ALL = "position+time+place"
 
@@ -56,6 +57,14 @@ def test_an_event_of_exactly_the_age_is_old_enough_and_its_own_place_is_near() -
     times, places = np.array([0.0, 1.0, 5.0, 6.0]), np.zeros((4, 2))
     places[:, 0] = [0, 1, 1, 0]  # a degree is 111 km
     assert Echo(events=4).sources(times, places).tolist() == [[-1, -1], [-1, -1], [0, 1], [1, 0]]
+
+
+def test_in_buckets_an_event_in_that_of_the_age_counts_as_old() -> None:
+    times, places = np.array([0.0, 0.19, 5.0 + TICK]), np.zeros((3, 2))
+    places[:, 0] = [0.0, 0.0004, 0.0005]  # 56 and 11 m from the last: one bucket of 100 m
+    task = Echo(events=3)
+    assert task.sources(times, places)[2].tolist() == [0, 1]
+    assert task.sources(times, places, tick=TICK, stride=0.1)[2].tolist() == [1, 0]
 
 
 def test_draws_have_the_stated_laws() -> None:
@@ -100,6 +109,7 @@ def test_who_knows_the_rules_is_always_right(kind: str) -> None:
         assert found.metrics[name] == rows["optimum"][name] == 1
         assert 1 / 8 < rows["the best fixed number of events back"][name] < 0.6
         assert rows["chance"][name] == 1 / 8
+        assert 0.85 < rows["the rules, in the model's buckets"][name] < 1
     if kind != "place":
         assert found.metrics["shifted"] == 1 and found.metrics["moved"] < 1e-12
     assert found.loss < 1e-12 and rows["chance"]["loss"] == pytest.approx(math.log(8))

@@ -20,17 +20,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Encoding, positive
-from relpos.encodings.pairs.features import feature_of
 from relpos.encodings.registry import key_of
-from relpos.positions import EARTH_RADIUS_KM, Places
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
+from relpos.tasks.events import echo_rules
+from relpos.tasks.events.echo_rules import Batch, Drawn
 from relpos.tasks.events.functions import functions
 from relpos.tasks.events.neural import History, Scales, Seen
 
@@ -42,7 +42,6 @@ STRIDE, STRIDES = 0.1, 40  # kilometres
 SPLITS = ("validation", "test")
 _A_BATCH = 125
 _SHOWN = 2  # sequences of the sample
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 TIME = (
     Metric("time", "accuracy in time", unit="%", format=".1f", scale=100),
@@ -64,20 +63,6 @@ CONTESTANTS = (
     _CHANNELS.format("place"),
     _CHANNELS.format("position+time+place,gap=true"),
 )
-
-
-class Drawn(NamedTuple):
-    """Sequences, (size, events) each: marks int64, times float64 in hours, places (.., 2) float64 in degrees, and
-    answers (.., 2) int64 to the questions in time and in space, -1 where one is not asked."""
-
-    marks: np.ndarray
-    times: np.ndarray
-    places: np.ndarray
-    answers: np.ndarray
-
-    def tensors(self) -> Batch:
-        marks, times, places, answers = (torch.from_numpy(each) for each in self)
-        return marks, times, places, answers
 
 
 class Answers(nn.Module):
@@ -186,33 +171,16 @@ class Echo:
         shape = (size, self.events)
         times = generator.gamma(GAP_SHAPE, GAP_MEAN / GAP_SHAPE, shape).cumsum(1)
         marks = generator.integers(self.marks, size=shape)
-        places = self._places(generator, shape)
+        places = echo_rules.around_towns(generator, shape, self.side)
         return Drawn(marks, times, places, self.answers(marks, times, places))
-
-    def _places(self, generator: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-        town = generator.uniform((-60.0, -170.0), (60.0, 170.0), (shape[0], 1, 2))
-        east, north = generator.uniform(-self.side / 2, self.side / 2, (2, *shape))
-        degree = math.radians(1) * EARTH_RADIUS_KM
-        latitude = town[..., 0] + north / degree
-        return np.stack([latitude, town[..., 1] + east / degree / np.cos(np.deg2rad(town[..., 0]))], -1)
 
     def answers(self, marks: np.ndarray, times: np.ndarray, places: np.ndarray) -> np.ndarray:
         """(.., events, 2) int64: the mark asked for in time and in space, -1 where there is none to ask for."""
-        sources = self.sources(times, places)
-        found = np.take_along_axis(marks[..., None], np.maximum(sources, 0), -2)
-        return np.where(sources >= 0, found, -1)
+        return echo_rules.answers(marks, self.sources(times, places))
 
-    def sources(self, times: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """(.., events, 2) int64: which event the two answers are the marks of; -1 where there is none."""
-        earlier = np.tri(times.shape[-1], k=-1, dtype=bool)
-        old = earlier & (times[..., :, None] - times[..., None, :] >= self.age)
-        in_time = old.sum(-1) - 1  # times rise, so the old events are the first ones
-        on_earth = feature_of("place")
-        at = on_earth.read(Places(torch.from_numpy(places).reshape(-1, *places.shape[-2:])))
-        far = on_earth.between(at, at).numpy().reshape(*times.shape, times.shape[-1])
-        far = np.where(earlier, far, np.inf)
-        in_space = np.where(far.min(-1) <= self.near, far.argmin(-1), -1)
-        return np.stack([in_time, in_space], -1)
+    def sources(self, times: np.ndarray, places: np.ndarray, **known: float) -> np.ndarray:
+        """(.., events, 2) int64: whose marks they are, as `echo_rules.sources` has it."""
+        return echo_rules.sources(times, places, self.age, self.near, **known)
 
     def split(self, split: str) -> Drawn:
         """The judged sequences of "validation" or "test"."""
@@ -323,20 +291,25 @@ class Echo:
         return float((log_p[..., k, :].argmax(-1) == answers[..., k])[asked].double().mean())
 
     def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
-        """Chance, the mark that the best fixed number of events back has, and the optimum, which knows the rules.
+        """Chance, the mark that the best fixed number of events back has, the rules read off the buckets of clock and
+        map, and the optimum. None looks at the hour of the clock, so none is moved by it.
 
-        The best number was found in sequences drawn as for training. None of them looks at the clock, so none is
-        moved by it.
+        The best number was found in sequences drawn as for training. A bucket holds events of 4.95 h and of 5.05 h:
+        who sees no more than buckets, and no gaps, gets no further than the third.
         """
         self._check_length(length)
         drawn, known = self.split(split), self.draw(np.random.default_rng([20240503]), 1000)
-        rows: dict[str, dict[str, float]] = {"chance": {"loss": math.log(self.marks)}, "optimum": {"loss": 0.0}}
-        back: dict[str, float] = {}
+        names = ("chance", "the best fixed number of events back", "the rules, in the model's buckets", "optimum")
+        rows: dict[str, dict[str, float]] = {name: {} for name in names}
+        rows["chance"]["loss"], rows["optimum"]["loss"] = math.log(self.marks), 0.0
+        rough = echo_rules.answers(drawn.marks, self.sources(drawn.times, drawn.places, tick=TICK, stride=STRIDE))
         for kind in self.kinds:
+            k = KINDS.index(kind)
             best = max(range(1, self.events), key=lambda lag: self._back(known, kind, lag))
-            back[kind] = self._back(drawn, kind, best)
-            rows["chance"][kind], rows["optimum"][kind] = 1 / self.marks, 1.0
-        rows = {"chance": rows["chance"], "the best fixed number of events back": back, "optimum": rows["optimum"]}
+            right = (rough == drawn.answers)[..., k][drawn.answers[..., k] >= 0]
+            values = (1 / self.marks, self._back(drawn, kind, best), float(right.mean()), 1.0)
+            for name, value in zip(names, values, strict=True):
+                rows[name][kind] = value
         if "time" in self.kinds:
             for row in rows.values():
                 row |= {"shifted": row["time"], "moved": 0.0}
@@ -352,7 +325,7 @@ class Echo:
 
     def pictures(self, model: nn.Module, directory: Path) -> list[Artifact]:
         """What the channels have learned of elapsed time, distance and position, with 5 h and 2 km marked."""
-        few = Drawn(*(each[:_A_BATCH] for each in self.split("test")))
+        few = self.split("test").first(_A_BATCH)
         return functions(
             model,
             directory,
@@ -364,7 +337,7 @@ class Echo:
 
     def sample(self, model: nn.Module, directory: Path, seed: int) -> list[Artifact]:
         """A text: some test sequences event by event, what was asked, where the answer stands, what the model said."""
-        drawn = Drawn(*(each[:_SHOWN] for each in self.split("test")))
+        drawn = self.split("test").first(_SHOWN)
         p = self.log_probabilities(model, drawn).exp().numpy()
         sources = self.sources(drawn.times, drawn.places)
         names = {"time": f"latest, {self.age:g} h old", "place": f"nearest, {self.near:g} km"}
