@@ -30,6 +30,7 @@ _TASKS: dict[str, str] = {
     "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "echo": "relpos.tasks.events.echo:Echo",
     "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
     "events": "relpos.tasks.events.point:PointProcess",
     "images": "relpos.tasks.vision.images:Images",

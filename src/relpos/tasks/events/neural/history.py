@@ -64,6 +64,7 @@ class History(nn.Module):
     profiles    width of the events' profiles; 0 where they are not read. They enter the token, by a linear map
     query_time  "event", or "request": queries then stand at the time of the event to come, given as ``asked``. It
                 tells the network when something happens next; metrics found so are to be named so
+    mark_scale  multiplies the vectors of the marks at the input: beside sines of amplitude 1 they would drown
     Further options: `relpos.models.Stack`.
     """
 
@@ -80,6 +81,7 @@ class History(nn.Module):
         profiles: int = 0,
         scales: Scales | None = None,
         query_time: str = "event",
+        mark_scale: float = 1.0,
         length: int = 128,
         dim: int = 32,
         depth: int = 2,
@@ -95,7 +97,10 @@ class History(nn.Module):
             raise ValueError(f'query_time is "event" or "request" (a grid is for drawing), got {query_time!r}')
         if not all(0 < period < math.inf for period in periods):
             raise ValueError(f"periods are positive numbers in the unit of the data, got {tuple(periods)}")
+        if isinstance(mark_scale, bool) or not 0 < mark_scale < float("inf"):
+            raise ValueError(f"mark_scale is a finite number above 0, got {mark_scale!r}")
         self.scales, self.clock, self.query_time, self.causal = scales or Scales(), clock, query_time, causal
+        self.mark_scale = float(mark_scale)
         self.periods, self.dim, self.marks = tuple(map(float, periods)), dim, marks
         given = dict(encoding_options or {})
         if key_of(encoding) == "relative_channels" and "channels" not in given:
@@ -110,7 +115,7 @@ class History(nn.Module):
     def forward(self, seen: Seen, asked: Tensor | None = None) -> Tensor:
         """asked: (batch, n) float64, the time of what follows each token, for query_time="request"."""
         self._check(seen)
-        x = self.mark(seen.marks)
+        x = self.mark(seen.marks) * self.mark_scale
         if self.more is not None:
             x = x + self.more(self.features(seen))
         keys, queries = self.positions(seen), None
