@@ -32,6 +32,7 @@ _TASKS: dict[str, str] = {
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
     "images": "relpos.tasks.vision.images:Images",
+    "missing": "relpos.tasks.events.missing:Missing",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",

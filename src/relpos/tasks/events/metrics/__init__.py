@@ -1,0 +1,1 @@
+"""Measures of what was said about events that are known."""
