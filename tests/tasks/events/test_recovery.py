@@ -162,7 +162,9 @@ def test_a_thinned_process_has_the_thinned_rate() -> None:
 def test_mirroring_twice_changes_nothing() -> None:
     events = simulate(Hawkes([0.5, 0.3], [[0.3, 0.2], [0.1, 0.4]], 1.5), window=(0, 30), seed=1, count=3)
     turned = mirrored(events)
-    assert turned.start == pytest.approx(-events.end) and (np.concatenate([np.diff(x.times) for x in turned]) >= 0).all()
+    assert (
+        turned.start == pytest.approx(-events.end) and (np.concatenate([np.diff(x.times) for x in turned]) >= 0).all()
+    )
     back = mirrored(turned)
     assert back.times == pytest.approx(events.times) and (back.kinds == events.kinds).all()
 

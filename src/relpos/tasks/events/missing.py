@@ -77,12 +77,12 @@ class Missing:
     measure = Measure("share of events deleted", "%", "share deleted in training")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
-            "encodings": CONTESTANTS, "seeds": (0, 1), "steps": 250, "batch": 16, "rates": (4e-3,), "budget": 5.0,
-            "validations": 2, "model": {}, "task_options": {},
+            "encodings": CONTESTANTS, "seeds": (0, 1), "steps": 250, "batch": 8, "rates": (4e-3,), "budget": None,
+            "validations": 2, "model": {},
         },
         "results": {
-            "encodings": CONTESTANTS, "seeds": (0, 1, 2), "steps": 800, "batch": 16, "rates": (3e-3,), "budget": None,
-            "validations": 4, "model": {}, "task_options": {},
+            "encodings": CONTESTANTS, "seeds": (0, 1, 2), "steps": 300, "batch": 16, "rates": (4e-3,), "budget": None,
+            "validations": 2, "model": {},
         },
     }  # fmt: skip
 
@@ -91,7 +91,7 @@ class Missing:
         dataset: str = "mpls-stops",
         path: str | None = None,
         tolerance: float = 1.0,
-        draws: int = 8,
+        draws: int = 4,
         least: int = 300,
         most: int = 25,
     ) -> None:

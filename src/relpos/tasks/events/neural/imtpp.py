@@ -165,10 +165,11 @@ class IMTPP(nn.Module):
 
         Mean over ``draws`` paths. Exact with latent=0. What follows begins at its token: ``floors`` above 0 raise
         ValueError, as a difference of two bounds is none. posterior="deterministic" puts medians in the place of draws;
-        then it is no bound.
+        then it is no bound. A gap of 0 counts as a billionth of the unit.
         """
         if bool((following.floors > 0).any()):
             raise ValueError("scoring begins within a gap, which a bound cannot do: let it begin at an event")
+        following = following._replace(gaps=following.gaps.clamp_min(1e-9 * self.scales.unit))
         states = self.history(seen)
         if not self.latent:
             return self.head.log_likelihood(self.states_of(states, seen), following)
@@ -180,13 +181,37 @@ class IMTPP(nn.Module):
 
     def states_of(self, states: Tensor, seen: Seen) -> Tensor:
         """(batch, n, dim) what the densities after each recorded event are made of, as long as none is hidden."""
-        return self._read(self.generate, self._recorded(seen)[:, :, None], states, seen, seen.times[..., None], 0)[:, :, 0]
+        return self._read(self.generate, self._recorded(seen)[:, :, None], states, seen, seen.times[..., None], 0)[
+            :, :, 0
+        ]
 
     def _weighed(self, states: Tensor, seen: Seen, following: Following, paths: Paths, share: float) -> Tensor:
-        """Sum over prefixes of each path of q's weight times log p - log q."""
+        """Sum over prefixes of each path of q's weight times log p - log q, all (draws * batch, n) by now."""
+        closing, step = self._terms(states, seen, following, paths, share)
+        marks = (paths.log_marks.exp() * step).sum(-1)  # the divergence of marks, exactly
+        stay, go = logsigmoid(-paths.go), logsigmoid(paths.go)
+        reach = torch.cat([torch.zeros_like(go[..., :1]), go.cumsum(-1)], -1)  # log weight of reaching r
+        stay = torch.cat([stay, torch.zeros_like(stay[..., :1])], -1)
+        ends = torch.exp(reach + stay) * (closing - stay)
+        return ends.sum(-1) + (torch.exp(reach[..., 1:]) * (marks - go)).sum(-1)
+
+    def parts(self, states: Tensor, seen: Seen, following: Following, paths: Paths, share: float) -> Tensor:
+        """(draws * batch, n, latent + 1) log of p / q by number of hidden events, with the marks that were drawn.
+
+        The mean of exp over draws, summed over numbers, is the likelihood of what follows each token.
+        """
+        many = len(paths.gaps) // len(states)
+        closing, step = self._terms(*(_repeated(each, many) for each in (states, seen, following)), paths, share)
+        drawn = (step * paths.marks).sum(-1).cumsum(-1)
+        return closing + torch.cat([torch.zeros_like(closing[..., :1]), drawn], -1)
+
+    def _terms(
+        self, states: Tensor, seen: Seen, following: Following, paths: Paths, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """log p of what follows after r hidden events, (.., latent + 1), and log p - log q of a further one of each
+        mark, (.., latent, marks)."""
         z = self._path_states(states, seen, paths)
-        count = self.latent + 1
-        shape = (*following.gaps.shape, count)
+        shape = paths.left.shape
         each = Following(
             paths.left,
             following.marks[..., None].expand(shape),
@@ -198,13 +223,8 @@ class IMTPP(nn.Module):
         coin[..., -1] = 0.0  # after the last that there may be, the next is recorded for certain
         density = self.head.density(z[:, :, :-1]).log_prob(paths.gaps)
         log_p = self.head.log_marks(z[:, :, :-1], paths.gaps)
-        marks = (paths.log_marks.exp() * (log_p - paths.log_marks)).sum(-1)
-        step = math.log(share) + density - paths.log_q + marks
-        stay, go = logsigmoid(-paths.go), logsigmoid(paths.go)
-        reach = torch.cat([torch.zeros_like(go[..., :1]), go.cumsum(-1)], -1)  # log weight of reaching r
-        last = torch.zeros_like(stay[..., :1])
-        ends = torch.exp(reach + torch.cat([stay, last], -1)) * (closing + coin - torch.cat([stay, last], -1))
-        return ends.sum(-1) + (torch.exp(reach[..., 1:]) * (step - go)).sum(-1)
+        step = math.log(share) + (density - paths.log_q)[..., None] + log_p - paths.log_marks
+        return closing + coin, step
 
     # ---- the posterior
 

@@ -64,7 +64,7 @@ class TruncatedLogNormal:
             level = torch.rand(shape[:-1], generator=generator, dtype=torch.float64).to(self.loc.device)
             found = self._quantile(component, torch.log(level.clamp_min(1e-300)))
             density = torch.exp(self._log_density(found)).clamp_min(1e-290)
-        if not self.loc.requires_grad:
+        if not torch.is_grad_enabled():
             return found
         level = self._cdf(found)
         return found - (level - level.detach()) / density
