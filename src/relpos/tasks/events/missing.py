@@ -218,11 +218,10 @@ class Missing:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the bound, a scored token."""
-        assert isinstance(model, IMTPP)
         marks, times, mask, gaps, follows, scored = batch
         none = times.new_zeros(*times.shape, 0)
         following = Following(gaps, follows, torch.zeros_like(gaps), scored)
-        bound = model.bound(Seen(marks, times, mask, none, none), following, TRAINED / 100, posterior=model.posterior)
+        bound = model(Seen(marks, times, mask, none, none), following, TRAINED / 100, posterior=model.posterior)
         return (-bound.sum() / scored.sum()).float()
 
     # ---- judging

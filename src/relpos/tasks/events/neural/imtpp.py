@@ -152,6 +152,10 @@ class IMTPP(nn.Module):
 
     # ---- the bound
 
+    def forward(self, seen: Seen, following: Following, share: float, **options: Any) -> Tensor:
+        """The bound; what a trainer that wraps networks may call."""
+        return self.bound(seen, following, share, **options)
+
     def bound(
         self,
         seen: Seen,
