@@ -29,7 +29,7 @@ def stretch(task: Missing, masses: Masses, path: Path) -> list[Artifact]:
     events = np.sort(np.concatenate([recorded.times[recorded.times > cells.start[row]], truth.select([row]).times]))
     first = max((len(events) - _EVENTS) // 2, 0)
     low, high = float(events[first]), float(events[min(first + _EVENTS, len(events)) - 1])
-    times, kinds = place(masses, cells, task.budget("test", share), task.tolerance)[row]
+    times, _ = place(masses, cells, task.budget("test", share), task.tolerance)[row]
     hidden = truth.select([row])
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,9 +48,8 @@ def stretch(task: Missing, masses: Masses, path: Path) -> list[Artifact]:
     lines.set_yticks([0.5, 1.5, 2.5], ["imputed", "hidden", "recorded"])
     lines.set_ylim(0, 3)
     lines.set_xlabel(f"{recorded.unit or 'time'} of the window")
-    name = recorded.name_of(0)
+    name = recorded.ids[0] if recorded.ids else task.plan.sequences.name_of(row)
     figure.suptitle(f"{name}, {share} % deleted", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    assert len(kinds) == len(times)
     return [Artifact(path, "image", f"{name}: recorded, hidden and imputed events")]

@@ -178,10 +178,10 @@ class IMTPP(nn.Module):
         if not self.latent:
             return self.head.log_likelihood(self.states_of(states, seen), following)
         paths = self.paths(states, seen, following, share, draws, generator, posterior)
-        many = [_repeated(each, draws) for each in (states, seen, following)]
-        total = self._weighed(*many, paths, share)
+        states, seen, following = (_repeated(each, draws) for each in (states, seen, following))
+        total = self._weighed(states, seen, following, paths, share)
         mean: Tensor = total.unflatten(0, (draws, -1)).mean(0)
-        return torch.where(following.scored, mean, 0.0)
+        return torch.where(following.scored[: len(mean)], mean, 0.0)
 
     def states_of(self, states: Tensor, seen: Seen) -> Tensor:
         """(batch, n, dim) what the densities after each recorded event are made of, as long as none is hidden."""
@@ -205,7 +205,8 @@ class IMTPP(nn.Module):
         The mean of exp over draws, summed over numbers, is the likelihood of what follows each token.
         """
         many = len(paths.gaps) // len(states)
-        closing, step = self._terms(*(_repeated(each, many) for each in (states, seen, following)), paths, share)
+        states, seen, following = (_repeated(each, many) for each in (states, seen, following))
+        closing, step = self._terms(states, seen, following, paths, share)
         drawn = (step * paths.marks).sum(-1).cumsum(-1)
         return closing + torch.cat([torch.zeros_like(closing[..., :1]), drawn], -1)
 
@@ -252,7 +253,8 @@ class IMTPP(nn.Module):
         for slot in range(self.latent):
             asked = (x + states + self._ahead(seen, following, left))[:, :, None]
             z = self._read(self.infer, asked, states, seen, (seen.times + since)[..., None], slot)[:, :, 0]
-            density = TruncatedLogNormal(*self.time(z).chunk(3, -1), left)
+            loc, log_scale, log_weight = self.time(z).chunk(3, -1)
+            density = TruncatedLogNormal(loc, log_scale, log_weight, left)
             log_share = density.middle() if posterior == "deterministic" else density.log_share(generator)
             gap = torch.exp(log_share) * left
             known = self.scales.log_gap(gap).to(z.dtype)[..., None]
