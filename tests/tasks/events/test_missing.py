@@ -154,6 +154,11 @@ def test_states_know_nothing_of_what_comes() -> None:
         second = model.bound(other_seen, other_following, 0.3, 3, torch.Generator().manual_seed(0))
     assert torch.allclose(first[0, :4], second[0, :4], atol=1e-5)
     assert not torch.isclose(first[0, 4], second[0, 4], atol=1e-3)
+    with torch.no_grad():  # of p nothing changes even in the gap that ends otherwise
+        paths = model.paths(model.history(seen), seen, following, 0.3)
+        found = [model._path_states(model.history(each), each, paths)[0] for each in (seen, other_seen)]
+    assert torch.allclose(found[0][:5], found[1][:5], atol=1e-5)
+    assert not torch.allclose(found[0][5], found[1][5], atol=1e-3)
 
 
 @pytest.mark.parametrize("channels", ["position", "time", "position+time"])
