@@ -263,16 +263,42 @@ def test_without_hidden_states_they_are_expected_by_the_odds_of_the_hazard() -> 
     assert values.sum() == pytest.approx(float(-survival[following.scored].sum()) / 3, rel=1e-6)
 
 
-def test_what_is_foretold_follows_the_density() -> None:
-    from relpos.tasks.events.processes import ks_uniform
-
+def test_what_is_foretold_is_the_median_and_the_mark() -> None:
     model = network(latent=0)
     seen, _ = taken(events())
-    gaps, marks = model.foretold(seen, 0.3, 2000, torch.Generator().manual_seed(0))
+    gaps, marks = model.foretold(seen, 0.3, 4, torch.Generator().manual_seed(0))
     with torch.no_grad():
         density = model.head.density(model.states_of(model.history(seen), seen))
-    assert ks_uniform(torch.exp(density.log_cdf(gaps))[:, 0, 3].numpy()).p > 0.01
-    assert marks.shape == gaps.shape and set(marks.unique().tolist()) == {0, 1}
+    assert torch.allclose(gaps, density.quantile(0.5), rtol=1e-4)
+    assert torch.allclose(marks.sum(-1), torch.ones_like(gaps))
+
+
+def test_what_is_foretold_counts_hidden_events_in() -> None:
+    """By simulation: gaps and coins drawn one after the other, up to the first recorded event."""
+    model = network(latent=2)
+    one = events().select([0])
+    seen = taken(one)[0]
+    seen = Seen(*(each[:, :4] for each in seen))
+    gaps, _ = model.foretold(seen, 0.4, 400, torch.Generator().manual_seed(0))
+    drawn = torch.Generator().manual_seed(1)
+    many = Seen(*(each.repeat(2000, *[1] * (each.dim() - 1)) for each in seen))
+    with torch.no_grad():
+        states = model.history(many)
+        x, before, since = model._recorded(many), torch.zeros_like(states), torch.zeros_like(many.times)
+        done, found = torch.zeros_like(many.mask), torch.zeros_like(many.times)
+        for slot in range(3):
+            z = model._read(model.generate, x[:, :, None], states, many, (many.times + since)[..., None], slot)[:, :, 0]
+            step = model.head.density(z).sample(1, drawn)[0]
+            mark = torch.multinomial(model.head.log_marks(z, step).exp().flatten(0, 1), 1, generator=drawn).view(
+                done.shape
+            )
+            since = since + step
+            recorded = ~done & ((torch.rand(done.shape, generator=drawn) >= 0.4) | (slot == 2))
+            found, done = torch.where(recorded, since, found), done | recorded
+            token = model._token(torch.eye(2)[mark], step, since, many)
+            x, before = token + model.earlier(before), before + token
+    below = (found <= gaps).double().mean(0)
+    assert bool(((below - 0.5).abs() < 0.05).all())
 
 
 @pytest.mark.parametrize(

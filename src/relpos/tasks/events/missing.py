@@ -287,11 +287,10 @@ class Missing:
             seen, following = tape.take(runs[first : first + _RUNS])
             total += float(model.bound(seen, following, share, self.draws, generator).sum())
             if split == "test":
-                gaps, marks = model.foretold(seen, share, 4 * self.draws, generator)
+                gaps, marks = model.foretold(seen, share, self.draws, generator)
                 coming = following.scored & (following.marks >= 0)
-                late += float((gaps.median(0).values - following.gaps).abs()[coming].sum())
-                likeliest = nn.functional.one_hot(marks, model.marks).sum(0).argmax(-1)
-                right += float((likeliest == following.marks)[coming].sum())
+                late += float((gaps - following.gaps).abs()[coming].sum())
+                right += float((marks.argmax(-1) == following.marks)[coming].sum())
             if progress is not None:
                 progress(min(first + _RUNS, len(runs)), len(runs), f"{split}, {length} % deleted")
         count = tape.events

@@ -36,6 +36,7 @@ from relpos.tasks.events.neural.heads import MixtureHead
 from relpos.tasks.events.neural.history import History, Scales
 from relpos.tasks.events.neural.tape import Following, Seen
 from relpos.tasks.events.neural.truncated import TruncatedLogNormal
+from relpos.tasks.events.processes.densities import LogNormalMixture
 
 POSTERIORS = ("sampled", "deterministic")
 
@@ -326,27 +327,45 @@ class IMTPP(nn.Module):
 
     @torch.no_grad()
     def foretold(
-        self, seen: Seen, share: float, draws: int = 32, generator: torch.Generator | None = None
+        self, seen: Seen, share: float, draws: int = 4, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(draws, batch, n) gaps to the next recorded event, and its mark, drawn from p alone."""
+        """(batch, n) median gap to the next recorded event, (batch, n, marks) probabilities of its mark; by p alone.
+
+        The coins are summed over and the last gap is a density, so that only gaps to hidden events are drawn; with
+        latent=0 the median is exact.
+        """
         states = self.history(seen)
+        draws = draws if self.latent else 1
         states, seen = _repeated(states, draws), _repeated(seen, draws)
         x, before, since = self._recorded(seen), torch.zeros_like(states), torch.zeros_like(seen.times)
-        gap, mark = torch.zeros_like(since), torch.zeros_like(seen.marks)
-        done = torch.zeros_like(seen.mask)
+        parts, marks = [], torch.zeros(*seen.marks.shape, self.marks, dtype=torch.float64)
         for slot in range(self.latent + 1):
             z = self._read(self.generate, x[:, :, None], states, seen, (seen.times + since)[..., None], slot)[:, :, 0]
-            step = self.head.density(z).sample(1, generator)[0]
-            chosen = _chosen(self.head.log_marks(z, step), generator, "sampled").argmax(-1)
-            since = since + torch.where(done, 0.0, step)
-            coin = torch.rand(done.shape, generator=generator, dtype=torch.float64).to(since.device)
-            recorded = ~done & (coin >= (share if slot < self.latent else 0.0))
-            gap, mark = torch.where(recorded, since, gap), torch.where(recorded, chosen, mark)
-            done = done | recorded
+            density, weight = self.head.density(z), share**slot * ((1 - share) if slot < self.latent else 1.0)
+            step = density.sample(1, generator)[0]
+            log_marks = self.head.log_marks(z, step)
+            marks += weight * log_marks.exp()
+            parts.append((weight, since, density))
             if slot < self.latent:
-                token = self._token(one_hot(chosen, self.marks).float(), step, since, seen)
+                chosen, since = _chosen(log_marks, generator, "sampled").to(z.dtype), since + step
+                token = self._token(chosen, step, since, seen)
                 x, before = token + self.earlier(before), before + token
-        return gap.unflatten(0, (draws, -1)), mark.unflatten(0, (draws, -1))
+        return self._median(parts, draws), marks.unflatten(0, (draws, -1)).mean(0)
+
+    def _median(self, parts: list[tuple[float, Tensor, LogNormalMixture]], draws: int) -> Tensor:
+        """Of a mixture of gaps that begin at different times, by bisection; the mean over draws is within it."""
+        low = torch.full_like(parts[0][1].unflatten(0, (draws, -1))[0], math.log(1e-6 * self.scales.unit))
+        high = torch.full_like(low, math.log(1e6 * self.scales.unit))
+        for _ in range(40):
+            middle = (low + high) / 2
+            time = torch.exp(middle).repeat(draws, 1)
+            levels = [
+                weight * torch.exp(density.log_cdf((time - since).clamp_min(1e-300)))
+                for weight, since, density in parts
+            ]
+            below = sum(levels, torch.zeros_like(time)).unflatten(0, (draws, -1)).mean(0) < 0.5
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return torch.exp(high)
 
     def encodings(self) -> list[tuple[str, Encoding]]:
         """Every encoding by where it acts."""
