@@ -51,7 +51,7 @@ def test_without_hidden_events_the_bound_is_the_likelihood(encoding: str) -> Non
     bound = model.bound(seen, following, 0.3)
     states = model.states_of(model.history(seen), seen)
     assert torch.allclose(bound, model.head.log_likelihood(states, following))
-    assert float(bound[~following.scored].abs().sum()) == 0.0
+    assert float(bound[~following.scored].detach().abs().sum()) == 0.0
 
 
 def exact(model: IMTPP, seen: Seen, following: Following, share: float, nodes: int = 60) -> Tensor:
@@ -353,7 +353,6 @@ def test_what_is_learned_from_ends_before_what_is_judged() -> None:
         assert (own.since(split, 30) > own.until(split)[0]).all()
 
 
-@pytest.mark.slow(6)
 def test_training_and_judging() -> None:
     own = task()
     torch.manual_seed(0)
@@ -374,7 +373,6 @@ def test_training_and_judging() -> None:
         own.evaluate(model, "test", 20)
 
 
-@pytest.mark.slow(6)
 def test_baselines_and_pictures(tmp_path: Path) -> None:
     own = task()
     rows = own.baselines("test", 30)
