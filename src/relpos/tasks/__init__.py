@@ -34,6 +34,7 @@ _TASKS: dict[str, str] = {
     "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
     "events": "relpos.tasks.events.point:PointProcess",
     "images": "relpos.tasks.vision.images:Images",
+    "missing": "relpos.tasks.events.missing:Missing",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",

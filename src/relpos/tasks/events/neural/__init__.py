@@ -2,6 +2,7 @@
 
 from relpos.tasks.events.neural.heads import Head, MixtureHead
 from relpos.tasks.events.neural.history import CHANNELS, History, Scales
+from relpos.tasks.events.neural.imtpp import IMTPP
 from relpos.tasks.events.neural.intensity import Intensities, IntensityHead
 from relpos.tasks.events.neural.network import HEADS, NeuralProcess, PointNetwork
 from relpos.tasks.events.neural.rmtpp import RMTPP
@@ -11,6 +12,7 @@ from relpos.tasks.events.neural.tape import Following, Seen, Tape
 __all__ = [
     "CHANNELS",
     "HEADS",
+    "IMTPP",
     "RMTPP",
     "Draw",
     "Following",

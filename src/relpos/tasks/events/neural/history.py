@@ -146,13 +146,18 @@ class History(nn.Module):
             known[:, 0] = 0.0
             before = seen.times.diff(dim=1, prepend=seen.times[:, :1])
             parts += [(self.scales.log_gap(before) * known)[..., None], known[..., None]]
-        if self.periods:
-            turns = torch.tensor([part / period for period in self.periods for part in (1, 2, 3)], dtype=torch.float64)
-            angles = 2 * torch.pi * (seen.times[..., None] * turns.to(seen.times.device) % 1.0)
-            parts += [angles.sin(), angles.cos()]
+        parts += self.calendar(seen.times)
         if self.profiles:
             parts.append(seen.profiles)
         return torch.cat(parts, -1).to(self.mark.weight.dtype)
+
+    def calendar(self, times: Tensor) -> list[Tensor]:
+        """Sines and cosines of times (..) by the periods: two of (.., 3 periods), or none."""
+        if not self.periods:
+            return []
+        turns = torch.tensor([part / period for period in self.periods for part in (1, 2, 3)], dtype=torch.float64)
+        angles = 2 * torch.pi * (times[..., None] * turns.to(times.device) % 1.0)
+        return [angles.sin(), angles.cos()]
 
     def positions(self, seen: Seen, times: Tensor | None = None) -> Position | dict[str, Position]:
         times = seen.times if times is None else times
