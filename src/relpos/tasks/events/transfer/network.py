@@ -22,7 +22,8 @@ EXPONENTIAL = Scales(1.0, -0.5772, 1.2825)
 SPREAD = 0.7  # of logarithms of distances, in units of their geometric mean
 STILL = -3.0  # log odds of standing still, at the start
 PARTS = ("time", "mark", "distance")
-UNITS = ("region", "source")
+UNITS = ("source", "region", "region+size")
+SIZED = 2.0  # the logarithm of a size is told up to this: about what differs between the regions of a source
 
 
 class TravelHead(MixtureHead):
@@ -51,9 +52,9 @@ class TravelHead(MixtureHead):
 class Traveller(nn.Module):
     """Events of regions to the log likelihood of what follows each.
 
-    units       "region": times are read in mean gaps of the region, distances in its mean ways; "source": in those of
-                the typical region of the source, ``typical`` (gap, way), whatever the region
-    transfer    the name of the way to adapt it, see `methods`; kept here and not read
+    units       "source": times and distances are read in gap and way of the typical region of the source, ``typical``,
+                whatever the region; "region": in its own mean gap and way; "region+size": so, and the network is also
+                told how its gap compares with the typical one, as far as `SIZED`
     channels, inject, dim, depth, heads and further options: as in `History`
     """
 
@@ -63,7 +64,7 @@ class Traveller(nn.Module):
         encoding: str,
         *,
         typical: tuple[float, float],
-        units: str = "region",
+        units: str = "region+size",
         channels: Any = "position+time+place",
         length: int = 64,
         dim: int = 32,
@@ -73,11 +74,15 @@ class Traveller(nn.Module):
     ) -> None:
         super().__init__()
         if units not in UNITS:
-            raise ValueError(f"units are of the {' or the '.join(UNITS)}, got {units!r}")
+            raise ValueError(f"units is one of {', '.join(UNITS)}, got {units!r}")
         self.units, self.typical = units, tuple(typical)
-        self.history = History(
-            marks, encoding, channels=channels, profiles=3, scales=EXPONENTIAL, length=length, dim=dim, **options
-        )
+        given: dict[str, Any] = {
+            "profiles": 3 + (units == "region+size"),
+            "scales": EXPONENTIAL,
+            "length": length,
+            "dim": dim,
+        }
+        self.history = History(marks, encoding, channels=channels, **given, **options)
         self.head = TravelHead(dim, marks, components, ways)
 
     def measured(self, journey: Journey) -> Journey:
@@ -96,14 +101,24 @@ class Traveller(nn.Module):
         return Journey(seen, following, _divided(journey.way, way), sizes)
 
     def states(self, measured: Journey) -> Tensor:
+        """(batch, n, dim) of what `measured` gives."""
         seen = measured.seen
-        return self.history(seen._replace(profiles=_features(seen.profiles[..., 0])))
+        features = _features(seen.profiles[..., 0])
+        if self.units == "region+size":
+            told = (measured.sizes[:, :1] / self.typical[0]).log().clamp(-SIZED, SIZED)
+            features = torch.cat([features, told[:, None].expand(-1, features.shape[1], -1)], -1)
+        states: Tensor = self.history(seen._replace(profiles=features))
+        return states
 
     def forward(self, journey: Journey) -> Tensor:
         """(batch, n, 3) float64: log likelihood of the time, the mark and the way of what follows each token, in the
         units of the data; 0 where it is not scored, or not known. Their sum is that of the window."""
         measured = self.measured(journey)
-        states, following = self.states(measured), measured.following
+        return self.likelihood(measured, self.states(measured))
+
+    def likelihood(self, measured: Journey, states: Tensor) -> Tensor:
+        """As `forward`, from what `measured` and `states` give."""
+        following = measured.following
         coming = following.scored & (following.marks >= 0)
         moved = coming & (measured.way >= 0)
         # Silence of no length says nothing, and its logarithm would spoil the gradient.
@@ -121,7 +136,12 @@ class Traveller(nn.Module):
 
     def nats(self, journey: Journey) -> Tensor:
         """Scalar: minus the log likelihood, an event."""
-        return -self(journey).sum() / max(journey.events, 1)
+        return an_event(self(journey), journey)
+
+
+def an_event(likelihood: Tensor, journey: Journey) -> Tensor:
+    """Scalar: minus the sum, an event that is scored."""
+    return -likelihood.sum() / max(journey.events, 1)
 
 
 def _divided(ways: Tensor, unit: Tensor) -> Tensor:

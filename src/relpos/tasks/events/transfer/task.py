@@ -8,17 +8,21 @@ year; those that have up to half as many more are the validation split.
 the contestant's ``transfer``, see `methods`). What is scored is the same for every length: all that comes after the
 last of the longest, up to the end of the year, as one window (silence included), in nats an event of time (in hours),
 mark and distance (in km) jointly. The states that it is scored from have read all that came before.
+
+**The price of a slower clock**: the same targets with all times ten times as long, as if the clock of the data were
+another or the town a quieter one. What is lost besides the change of unit, nats an event, is what a model knew of the
+pace of the source and not of the events before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad
 
 from relpos.encodings.base import positive
 from relpos.tasks import held_out
@@ -31,12 +35,12 @@ from relpos.tasks.events.transfer.regions import Journey, Prior, Region, Size, j
 
 GROUP = 4  # runs of one region in a row of a batch
 LEFT = 10  # events of a target that are scored, at least
-GAIN = "gain"
+GAIN, PRICE = "gain", "price"
+STRETCH = 10.0  # how many times slower the clock of a target is made to run, to see what a model relies on
 SPLITS = ("validation", "test")
-CONTESTANTS = (
-    *("scratch", "zero-shot", "fine-tune", "ours", "head", "meta", "zero-shot,units=region", "ours,reset=none"),
-    *("ours,units=source", "ours,reset=marks+tables,freeze=body"),
-)
+SLOWER = ", slower"
+CONTESTANTS = ("scratch", "zero-shot", "fine-tune", "meta", "ours", "ours,units=source")
+MORE = ("head", "ours,units=region", "ours,reset=marks", "ours,reset=tables,freeze=body+flows+items")
 
 
 class Transfer:
@@ -51,16 +55,20 @@ class Transfer:
     name = "transfer"
     title = "transfer: from the neighbourhoods of one precinct to sparse ones elsewhere (time, mark and distance)"
     unit = "nats an event"
-    metrics = (Metric(GAIN, f"gain over the {rivals.POOLED}", unit="nats an event"),)
+    metrics = (
+        Metric(GAIN, f"gain over the {rivals.POOLED}", unit="nats an event"),
+        Metric(PRICE, "price of a clock ten times slower", higher_is_better=False, unit="nats an event"),
+    )
     multiples = (1,)
     measure = Measure("known events of the target", "events", "most known events", trains=False)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
             "encodings": tuple(f"relative_channels[transfer={each}]" for each in CONTESTANTS),
-            "seeds": (0, 1), "steps": 300, "batch": 16, "rates": (3e-3,), "budget": None, "validations": 1, "model": {},
+            "seeds": (0, 1), "steps": 250, "batch": 16, "rates": (3e-3,), "budget": None, "validations": 1, "model": {},
         },
         "results": {
-            "seeds": (0, 1, 2), "steps": 600, "batch": 16, "rates": (3e-3,), "budget": None, "validations": 1,
+            "encodings": tuple(f"relative_channels[transfer={each}]" for each in (*CONTESTANTS, *MORE)),
+            "seeds": (0, 1, 2), "steps": 300, "batch": 16, "rates": (3e-3,), "budget": None, "validations": 1,
             "model": {},
         },
     }  # fmt: skip
@@ -94,7 +102,7 @@ class Transfer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data that can be loaded again."""
-        left = {"_data": None, "_regions": {}, "_prior": None, "_excitement": None, "_rows": {}}
+        left: dict[str, Any] = {"_data": None, "_regions": {}, "_prior": None, "_excitement": None, "_rows": {}}
         return {**self.__dict__, **left}
 
     @property
@@ -131,16 +139,22 @@ class Transfer:
         chosen = {name: [whole.select([row]) for row in np.flatnonzero(mask)] for name, mask in parts.items()}
         self._clear()
         for name, each in chosen.items():
-            cuts = [None if name == "source" else one.times[self.lengths[-1] - 1] for one in each]
-            self._regions[name] = [Region(one, cut) for one, cut in zip(each, cuts)]
+            self._regions[name] = [Region(one, None if name == "source" else self._cut(one)) for one in each]
+            slower = [one.scaled(STRETCH, one.unit) for one in each] if name == "test" else []
+            self._regions[name + SLOWER] = [Region(one, self._cut(one)) for one in slower]
         self._prior, self._data = Prior.of(whole.select(parts["source"])), found
         self._used, self._area = whole.select(parts["source"]), found.classes[area]
 
+    def _cut(self, one: Sequences) -> float:
+        """What comes later is scored."""
+        return float(one.times[self.lengths[-1] - 1])
+
     def regions(self, split: str) -> list[Region]:
-        """Those of "source", "validation" or "test"."""
+        """Those of "source", "validation" or "test"; "test, slower" are those of the test with times `STRETCH` times
+        as long."""
         self.prepare()
         if split not in self._regions:
-            raise ValueError(f"unknown split {split!r}: choose validation or test")
+            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(self._regions)}")
         return self._regions[split]
 
     @property
@@ -171,9 +185,9 @@ class Transfer:
     # ---- training on the source
 
     def model(self, encoding: str, transfer: str = "ours", **options: Any) -> nn.Module:
-        """A `Movable`. Options: reset, freeze, units, adapt_steps, adapt_rate (see `methods`), those of `Traveller`."""
+        """A `Movable`. Options: reset, freeze, units, adapt_steps, adapt_rate, adapt_pull, and `Traveller`'s."""
         changes = {"reset": options.pop("reset", None), "freeze": options.pop("freeze", None)}
-        changes |= {name: options.pop(f"adapt_{name}", None) for name in ("steps", "rate")}
+        changes |= {name: options.pop(f"adapt_{name}", None) for name in ("steps", "rate", "pull")}
         how = methods.method(transfer, units=options.pop("units", None), **changes)
         typical = self.prior.size()
         marks = self.regions("source")[0].events.mark_count
@@ -235,7 +249,7 @@ class Transfer:
         moved = found[found > 0]
         return Size(region.elapsed(0, length) / length, float(np.exp(np.log(moved).mean())) if len(moved) else 1.0)
 
-    @torch.no_grad()
+    @no_grad()
     def score(self, network: Traveller, region: Region, size: Size) -> np.ndarray:
         """(3,) log likelihood of time, mark and distance of what is scored of a region."""
         runs = region.tape.runs(self.tokens, self.tokens // 2)
@@ -245,12 +259,22 @@ class Transfer:
 
     def evaluate(self, model: nn.Module, split: str, length: int, progress: Progress | None = None) -> Evaluation:
         """Nats an event on the rest of the targets, each after a copy has adapted to its first ``length`` events."""
-        self._check(length)
-        found = self.judged(model, split, length, progress)
+        self._check(split, length)
         count = self._scored(split)
-        loss = -sum(float(each.sum()) for each in found.values()) / count
+
+        def nats(side: str) -> float:
+            return -sum(float(each.sum()) for each in self.judged(model, side, length, progress).values()) / count
+
+        loss = nats(split)
+        if split == "validation":
+            return Evaluation(length, loss, None, count)
         pooled = -float(self.rivals(split, length)[rivals.POOLED].sum()) / count
-        return Evaluation(length, loss, None, count, {GAIN: pooled - loss})
+        return Evaluation(length, loss, None, count, {GAIN: pooled - loss, PRICE: self._price(loss, nats)})
+
+    @staticmethod
+    def _price(loss: float, nats: Callable[[str], float]) -> float:
+        """What is lost where the clock is slower, besides the change of unit."""
+        return nats("test" + SLOWER) - float(np.log(STRETCH)) - loss
 
     def judged(
         self, model: nn.Module, split: str, length: int, progress: Progress | None = None
@@ -264,7 +288,9 @@ class Transfer:
             found[region.name] = self.score(network, region, size)
         return found
 
-    def _check(self, length: int) -> None:
+    def _check(self, split: str, length: int) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
         if length not in self.lengths:
             raise ValueError(f"length is one of {', '.join(map(str, self.lengths))} events, got {length}")
 
@@ -276,7 +302,7 @@ class Transfer:
             if self._excitement is None:
                 self._excitement = rivals.Excitement.of(self._used, self.prior, progress)
             each = [
-                rivals.scores(region, length, region.events.times[self.lengths[-1] - 1], self.prior, self._excitement)
+                rivals.scores(region, length, self._cut(region.events), self.prior, self._excitement)
                 for region in regions
             ]
             self._rows[key] = rivals.total(each)
@@ -284,10 +310,19 @@ class Transfer:
 
     def baselines(self, split: str, length: int) -> dict[str, dict[str, float]]:
         """Poisson and Hawkes processes that know the source, see `rivals`, on what `evaluate` scores."""
-        self._check(length)
-        count, rows = self._scored(split), self.rivals(split, length)
-        nats = {name: -float(values.sum()) / count for name, values in rows.items()}
-        return {name: {"loss": value, GAIN: nats[rivals.POOLED] - value} for name, value in nats.items()}
+        self._check(split, length)
+        count = self._scored(split)
+
+        def nats(side: str, name: str) -> float:
+            return -float(self.rivals(side, length)[name].sum()) / count
+
+        found: dict[str, dict[str, float]] = {}
+        for name in self.rivals(split, length):
+            loss = nats(split, name)
+            found[name] = {"loss": loss, GAIN: nats(split, rivals.POOLED) - loss}
+            if split == "test":
+                found[name][PRICE] = self._price(loss, partial(nats, name=name))
+        return found
 
     # ---- something to look at
 
