@@ -49,7 +49,7 @@ def artifacts(task: Transfer, model: torch.nn.Module, directory: Path) -> list[A
     densities.set(xscale="log", xlabel=f"time to the next event ({unit})", ylabel="density of its logarithm")
     densities.set_title("mean over the scored events")
     for axes in (tables, densities):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
     path = directory / "time.png"
     figure.savefig(path, dpi=110)
     return [Artifact(path, "image", f"what elapsed time does, and when the next event comes ({length} events known)")]

@@ -23,6 +23,7 @@ ALONE = "Poisson of the target alone"
 UPDATED = "Poisson, prior of the source, updated with every event"
 STRETCHED = "Hawkes of the source, stretched to the rate"
 RATED = "Hawkes of the source, background to the rate"
+EXCITED = "Hawkes of the source, background updated with every event"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ class Excitement:
         _tell(progress, steps, steps)
         return cls(stretched, np.asarray(alpha), float(beta))
 
+    def uncaused(self, rates: np.ndarray) -> np.ndarray:
+        """(.., marks) background under which marks have these rates in the long run."""
+        found: np.ndarray = np.maximum(rates - rates @ self.alpha.T, LEAST_SHARE * rates)
+        return found
+
     def at(self, rates: np.ndarray) -> Hawkes:
-        """With the background under which each mark has its rate in the long run."""
-        mu = np.maximum(rates - self.alpha @ rates, LEAST_SHARE * rates)
-        return Hawkes(mu, self.alpha, self.beta)
+        """With the background to the rates."""
+        return Hawkes(self.uncaused(rates), self.alpha, self.beta)
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:
@@ -85,11 +90,12 @@ def scores(region: Region, count: int, cut: float, prior: Prior, excitement: Exc
         UPDATED: updated(region, cut, prior),
         STRETCHED: stretched - scored.sum() * np.log(size.gap),
         RATED: excitement.at(rates).log_likelihood(window, since),
+        EXCITED: updated(region, cut, prior, excitement),
     }
     later = region.ways[scored]
     far = _ways(later, *_way(seen.ways, prior))
     own = _ways(later, *_way_alone(seen.ways))
-    moving = {ALONE: own, UPDATED: updated_ways(region, scored, prior)}
+    moving = {ALONE: own, **dict.fromkeys((UPDATED, EXCITED), updated_ways(region, scored, prior))}
     return {name: np.array([float(np.sum(value)), moving.get(name, far)]) for name, value in times.items()}
 
 
@@ -98,20 +104,28 @@ def _shares(counts: np.ndarray, pseudo: np.ndarray) -> np.ndarray:
     return shares
 
 
-def updated(region: Region, cut: float, prior: Prior) -> float:
+def updated(region: Region, cut: float, prior: Prior, excitement: Excitement | None = None) -> float:
     """Log likelihood of time and mark after ``cut`` where rate and shares are posterior means at every moment.
 
-    The rate just before time t is (shape + events so far) / (rate + t), its integral between events a logarithm.
+    The rate just before time t is (shape + events so far) / (rate + t), its integral between events a logarithm. With
+    an excitement they are those of a Hawkes process, whose background is what events do not cause.
     """
-    times, kinds, start = region.events.times, region.events.kinds, float(region.events.start[0])
-    marks = len(prior.marks)
+    events = region.events
+    times, kinds, start, marks = events.times, events.kinds, float(events.start[0]), len(prior.marks)
     before = np.concatenate([np.zeros((1, marks)), np.cumsum(np.eye(marks)[kinds], 0)])
-    edges = np.maximum(np.concatenate([[start], times, region.events.end]), cut) - start + prior.rate
-    total = prior.shape + np.arange(len(times) + 1)
-    integral = (total * np.diff(np.log(edges))).sum()
     shares = (before + prior.marks) / (before + prior.marks).sum(1, keepdims=True)
-    rate = np.log(total[:-1] / (times - start + prior.rate)) + np.log(shares[np.arange(len(times)), kinds])
-    return float(rate[times > cut].sum() - integral)
+    if excitement is not None:
+        shares = excitement.uncaused(shares)
+    total = prior.shape + np.arange(len(times) + 1)
+    edges = np.maximum(np.concatenate([[start], times, events.end]), cut) - start + prior.rate
+    integral = (total * shares.sum(1) * np.diff(np.log(edges))).sum()
+    rates = (total[:-1] / (times - start + prior.rate))[:, None] * shares[:-1]
+    if excitement is not None:
+        raised = Hawkes(np.zeros(marks), excitement.alpha, excitement.beta)
+        rates = rates + raised.intensity(events)
+        gaps, last = raised.compensator_from(events, np.array([cut]))
+        integral += gaps.sum() + last.sum()
+    return float(np.log(rates[np.arange(len(times)), kinds])[times > cut].sum() - integral)
 
 
 def updated_ways(region: Region, scored: np.ndarray, prior: Prior) -> float:
