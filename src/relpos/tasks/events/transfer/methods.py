@@ -115,15 +115,23 @@ def patterns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Movable(nn.Module):
-    """A network of the source that knows how it is to be brought to a target. fresh: makes another one, untrained.
+    """A network of the source that knows how it is to be brought to a target.
 
-    Untrained weights are those that a network of the same seed has at the start of its training.
+    fresh         makes another one, untrained: with the weights that one of the same seed begins its training with
+    group, seen   of meta-learning, see `outer`
     """
 
-    def __init__(self, how: Method, fresh: Callable[[], Traveller]) -> None:
+    def __init__(self, how: Method, fresh: Callable[[], Traveller], group: int = 4, seen: int = 21) -> None:
         super().__init__()
         self.how, self.fresh, self.seed = how, fresh, torch.initial_seed()
+        self.group, self.seen = group, seen
         self.network = fresh()
+
+    def forward(self, journey: Journey) -> Tensor:
+        """Scalar: what training makes small, in nats an event."""
+        if self.how.meta:
+            return outer(self.network, journey, self.group, self.seen, self.how.rate)
+        return self.network.nats(journey)
 
     def begin(self) -> tuple[Traveller, Transferred]:
         """A network for a target before it has learned anything there, and what it was made of."""

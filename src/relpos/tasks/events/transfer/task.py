@@ -196,7 +196,7 @@ class Transfer:
         def fresh() -> Traveller:
             return Traveller(marks, encoding, typical=(typical.gap, typical.way), units=how.units, **given)
 
-        return methods.Movable(how, fresh)
+        return methods.Movable(how, fresh, GROUP, self.lengths[-1] + 1)
 
     def batch(self, step: int, seed: int, size: int) -> tuple[Tensor, ...]:
         """``size`` runs, four and four of one region, as `Journey.tensors`; a pure function of the arguments.
@@ -223,11 +223,8 @@ class Transfer:
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         """Nats an event of the runs; of meta-learning: after some steps on other runs of the region."""
-        assert isinstance(model, methods.Movable)
-        journey = Journey.of(batch)
-        if model.how.meta:
-            return methods.outer(model.network, journey, GROUP, self.lengths[-1] + 1, model.how.rate)
-        return model.network.nats(journey)
+        found: Tensor = model(Journey.of(batch))
+        return found
 
     # ---- adapting and judging
 
