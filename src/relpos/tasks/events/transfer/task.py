@@ -40,7 +40,7 @@ STRETCH = 10.0  # how many times slower the clock of a target is made to run, to
 SPLITS = ("validation", "test")
 SLOWER = ", slower"
 CONTESTANTS = ("scratch", "zero-shot", "fine-tune", "meta", "ours", "ours,units=source")
-MORE = ("head", "ours,units=region", "ours,reset=marks", "ours,reset=tables,freeze=body+flows+items")
+MORE = ("ours,units=region", "ours,reset=marks", "ours,reset=tables,freeze=body+flows+items")
 
 
 class Transfer:
@@ -96,13 +96,22 @@ class Transfer:
 
     def _clear(self) -> None:
         self._regions: dict[str, list[Region]] = {}
+        self._used: Sequences | None = None
+        self._area = ""
         self._prior: Prior | None = None
         self._excitement: rivals.Excitement | None = None
         self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data that can be loaded again."""
-        left: dict[str, Any] = {"_data": None, "_regions": {}, "_prior": None, "_excitement": None, "_rows": {}}
+        left: dict[str, Any] = {
+            "_data": None,
+            "_used": None,
+            "_regions": {},
+            "_prior": None,
+            "_excitement": None,
+            "_rows": {},
+        }
         return {**self.__dict__, **left}
 
     @property
@@ -297,6 +306,7 @@ class Transfer:
         if key not in self._rows:
             regions = self.regions(split)
             if self._excitement is None:
+                assert self._used is not None
                 self._excitement = rivals.Excitement.of(self._used, self.prior, progress)
             each = [
                 rivals.scores(region, length, self._cut(region.events), self.prior, self._excitement)
