@@ -390,3 +390,5 @@ def test_worker_processes_are_sent_no_data_and_ties_get_apart() -> None:
     assert len(pickle.dumps(found)) < 2000
     tied = untied(Sequences.of([[1.0, 1.0, 3.0]], places=[np.zeros((3, 2))], marks=[[0, 1, 0]], window=(0, 4)))
     assert (tied.gaps()[1:] > 0).all() and tied.end[0] == 4.0
+    last = untied(Sequences.of([[1.0, 3.0, 3.0]], places=[np.zeros((3, 2))], marks=[[0, 1, 0]], window=(0, 4)))
+    assert last.times[1] < last.times[2] <= last.end[0] == 5.0

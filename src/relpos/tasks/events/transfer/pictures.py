@@ -48,8 +48,8 @@ def artifacts(task: Transfer, model: torch.nn.Module, directory: Path) -> list[A
     tables.set_title("relative time, mean over layers and heads")
     densities.set(xscale="log", xlabel=f"time to the next event ({unit})", ylabel="density of its logarithm")
     densities.set_title("mean over the scored events")
-    for axes in (tables, densities):
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+    for axes, place in ((tables, "lower left"), (densities, "upper left")):
+        axes.legend(frameon=False, fontsize=8, loc=place)
     path = directory / "time.png"
     figure.savefig(path, dpi=110)
     return [Artifact(path, "image", f"what elapsed time does, and when the next event comes ({length} events known)")]

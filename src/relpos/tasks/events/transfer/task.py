@@ -104,14 +104,8 @@ class Transfer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data that can be loaded again."""
-        left: dict[str, Any] = {
-            "_data": None,
-            "_used": None,
-            "_regions": {},
-            "_prior": None,
-            "_excitement": None,
-            "_rows": {},
-        }
+        left: dict[str, Any] = {"_data": None, "_used": None, "_prior": None, "_excitement": None}
+        left |= {"_regions": {}, "_rows": {}}
         return {**self.__dict__, **left}
 
     @property
@@ -362,8 +356,11 @@ def untied(whole: Sequences) -> Sequences:
         return whole
     gaps = whole.gaps()
     tick = float(gaps[gaps > 0].min())
+    filled, end = whole.lengths > 0, whole.end.copy()
+    tied = np.flatnonzero(filled)[gaps[whole.offsets[1:][filled] - 1] == 0]
+    end[tied] = np.maximum(end[tied], whole.latest[tied] + tick)  # the last event may go a tick beyond the others
     return Sequences.from_flat(
         whole.times, whole.offsets, marks=whole.marks, places=whole.places, ids=whole.ids, unit=whole.unit,
-        window=(whole.start, np.maximum(whole.end, whole.latest + tick)), mark_names=whole.mark_names,
+        window=(whole.start, end), mark_names=whole.mark_names,
         mark_count=whole.mark_count, ties="spread",
     )  # fmt: skip
