@@ -7,6 +7,7 @@ from relpos.models.posmlp import PosMLP, posmlp
 from relpos.models.roll import FrameTransformer
 from relpos.models.seq2seq import Seq2Seq
 from relpos.models.timm_models import register_with_timm
+from relpos.models.transfer import Transferred, transfer
 from relpos.models.transformer import Stack, Transformer
 from relpos.models.vit import ViT
 
@@ -17,9 +18,11 @@ __all__ = [
     "PosMLP",
     "Seq2Seq",
     "Stack",
+    "Transferred",
     "Transformer",
     "ViT",
     "macs",
     "posmlp",
     "register_with_timm",
+    "transfer",
 ]

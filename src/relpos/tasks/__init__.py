@@ -43,6 +43,7 @@ _TASKS: dict[str, str] = {
     "retrieval": "relpos.tasks.long_range.documents:Retrieval",
     "text": "relpos.tasks.long_range.documents:Text",
     "tokens": "relpos.tasks.music.event_task:Tokens",
+    "transfer": "relpos.tasks.events.transfer.task:Transfer",
     "translate": "relpos.tasks.translate:Translate",
 }
 

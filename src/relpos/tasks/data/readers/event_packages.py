@@ -47,15 +47,24 @@ def _frame(files: Files, item: str, columns: tuple[str, ...]) -> dict[str, np.nd
 
 
 def mpls_stops(files: Files, card: Card) -> Events:
-    """Police stops of Minneapolis in 2017, a sequence a neighbourhood; hours since local New Year (standard time)."""
-    table = _frame(files, "carData/MplsStops", ("date", "problem", "lat", "long", "neighborhood"))
+    """Police stops of Minneapolis in 2017, a sequence a neighbourhood; hours since local New Year (standard time).
+
+    The class of a neighbourhood is the police precinct that most of its stops are of.
+    """
+    columns = ("date", "problem", "lat", "long", "neighborhood", "policePrecinct")
+    table = _frame(files, "carData/MplsStops", columns)
     hours = (utc(table["date"]) - np.datetime64("2017-01-01T06:00:00")).astype(np.int64) / 3600
     marks, names = numbered(table["problem"])
     found = Sequences.from_columns(
         table["neighborhood"], hours, marks=marks, mark_names=names, places=np.c_[table["lat"], table["long"]],
         window=(0.0, 8760.0), unit="hours",
     )  # fmt: skip
-    return Events.of(card, by_sequence(found), found)
+    precincts, classes = numbered(table["policePrecinct"])
+    _, rows = np.unique(table["neighborhood"].astype(str), return_inverse=True)
+    counts = np.zeros((len(found), len(classes)))
+    np.add.at(counts, (rows, precincts), 1)
+    names = tuple(f"precinct {each}" for each in classes)
+    return Events.of(card, by_sequence(found), found, labels=counts.argmax(1), classes=names)
 
 
 def flights(files: Files, card: Card, least: int = 10) -> Events:
