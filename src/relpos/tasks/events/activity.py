@@ -75,7 +75,7 @@ class Activity:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
             "encodings": CONTESTANTS,
-            "seeds": (0, 1), "steps": 300, "batch": 16, "rates": (5e-3,), "budget": 4.5,
+            "seeds": (0, 1), "steps": 250, "batch": 16, "rates": (5e-3,), "budget": 3.5,
             "model": {"dim": 32, "depth": 2, "heads": 2, "dropout": 0.1},
         },
         "results": {
@@ -192,7 +192,7 @@ class Activity:
                 name: {
                     "sequences": len(each),
                     "out of sessions": len(np.unique(each.sessions)),
-                    "of people": len(np.unique(each.owners)),
+                    **({"of people": len(np.unique(each.owners))} if self.dataset != "proactive" else {}),
                     "events": len(each.sequences.times),
                     "goals": np.bincount(each.goals, minlength=goals).tolist(),
                 }
