@@ -28,6 +28,7 @@ __all__ = [
 _TASKS: dict[str, str] = {
     "accompaniment": "relpos.tasks.music.roll_tasks:Accompaniment",
     "aaba": "relpos.tasks.music.aaba:AABA",
+    "activity": "relpos.tasks.events.activity:Activity",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "echo": "relpos.tasks.events.echo:Echo",
