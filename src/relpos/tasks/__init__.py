@@ -30,6 +30,7 @@ _TASKS: dict[str, str] = {
     "aaba": "relpos.tasks.music.aaba:AABA",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
+    "event-retrieval": "relpos.tasks.events.retrieval.task:EventRetrieval",
     "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
     "images": "relpos.tasks.vision.images:Images",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
