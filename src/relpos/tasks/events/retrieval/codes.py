@@ -69,11 +69,11 @@ class Codes(nn.Module):
     def fit(
         self,
         vectors: Tensor | np.ndarray,
-        steps: int = 400,
+        steps: int = 800,
         batch: int = 256,
         rate: float = 1e-2,
-        weights: tuple[float, float, float] = (0.5, 0.1, 1.0),
-        keep: float = 10.0,
+        weights: tuple[float, float, float] = (0.1, 0.02, 0.3),
+        keep: float = 30.0,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Codes:

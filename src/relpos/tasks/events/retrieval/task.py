@@ -31,7 +31,7 @@ from relpos.tasks.events.sequences import Sequences
 
 DATASETS = ("primary-school", "simulated")
 GROUP = 4  # items of a class in a batch
-PERIODS = (24.0, 8.0, 2.0)  # hours: of the clock that tokens carry
+PERIODS = {"primary-school": (24.0, 8.0, 2.0, 2 / 3), "simulated": (24.0, 8.0, 2.0)}  # hours: of the clock in tokens
 STIFF = 0.2  # weight of the departure of the unwarping from the identity
 KEPT = 0.8  # of the events of a training sequence
 _AT_A_TIME = 64
@@ -71,11 +71,11 @@ class EventRetrieval:
     pace = "documents"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
-            "seeds": (0, 1), "steps": 200, "batch": 16, "rates": (6e-3,), "budget": 4.5, "model": MODEL,
+            "seeds": (0, 1), "steps": 250, "batch": 16, "rates": (6e-3,), "budget": 4.5, "model": MODEL,
             "encodings": CONTESTANTS,
         },
         "results": {
-            "seeds": (0, 1, 2), "steps": 400, "batch": 16, "rates": (6e-3,), "budget": None, "model": MODEL,
+            "seeds": (0, 1, 2), "steps": 800, "batch": 16, "rates": (6e-3,), "budget": None, "model": MODEL,
             "encodings": CONTESTANTS,
         },
     }  # fmt: skip
@@ -162,7 +162,12 @@ class EventRetrieval:
     def model(self, encoding: str, **options: Any) -> nn.Module:
         """A `NeuroSeqRet`; options are its own and those of `History`, such as relevance=cross, unwarp=false."""
         halves = self.halves
-        given = {"periods": PERIODS, "length": self.train_length, "scales": self._scales, "span": halves.span}
+        given = {
+            "periods": PERIODS[self.dataset],
+            "length": self.train_length,
+            "scales": self._scales,
+            "span": halves.span,
+        }
         return NeuroSeqRet(halves.queries.mark_count, encoding, **{**given, **options})
 
     # ---- training
