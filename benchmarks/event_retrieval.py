@@ -175,9 +175,9 @@ def page(
         "A comparison is a full score: the cosine of two vectors of 32 numbers and the model-free distance over all "
         "events of both sequences. Hamming distances of codes are counted apart, since each is one XOR and one count "
         "of bits on a machine word: a *scan* takes one for every sequence of the corpus; *tables* take one only for "
-        f"those that agree with the query in all but {flips} bits of one of {tables} sets of {bits} bits. Candidates "
-        "are ranked by full score. *Of its ten best*: how many of the first ten of the exhaustive search are among "
-        f"them. Index: {backend}.",
+        f"those that agree with the query in all but {flips} of the bits of one of {tables} sets of {bits} bits. "
+        "Candidates are ranked by full score. *Of its ten best*: how many of the first ten of the exhaustive search "
+        f"are among them. Index: {backend}.",
         "*Random projections* are the codes before learning, bases at right angles. NDCG alone flatters every search "
         f"here: {CORPUS} sequences are relevant, so that even a twentieth drawn by lot keeps much of it. How many of "
         "the ten best are kept tells more, and tells what learning the codes is worth.",

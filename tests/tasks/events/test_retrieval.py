@@ -67,13 +67,13 @@ def test_unwarping_learns_a_bend_back() -> None:
     truth = torch.linspace(0, 1, 80, dtype=torch.float64)
     seen = torch.from_numpy(10 * bent(truth.numpy(), 0.6))
     optimizer = torch.optim.Adam(curve.parameters(), 0.05)
-    before = float((curve(seen) - 10 * truth).abs().max())
-    for _ in range(150):
+    before = float((curve(seen) - 10 * truth).detach().abs().max())
+    for _ in range(400):
         optimizer.zero_grad()
         (curve(seen) - 10 * truth).square().mean().backward()
         optimizer.step()
     assert before > 0.9
-    assert float((curve(seen) - 10 * truth).abs().max()) < 0.1
+    assert float((curve(seen) - 10 * truth).detach().abs().max()) < 0.15
 
 
 def test_unwarping_refuses_no_window() -> None:
@@ -173,13 +173,19 @@ def test_only_cross_makes_a_query_depend_on_the_pair() -> None:
 def test_padding_and_company_change_nothing(relevance: str) -> None:
     model = _network(relevance=relevance).eval()
     _stir(model)
-    documents = read(_documents())
-    short = int(documents.mask[0].sum())
-    alone = Seen(*(part[:1, :short] for part in documents))
+    documents, searched = read(_documents()), read(_documents(4, 1))
     with torch.no_grad():
-        corpus = model.encode(read(_documents(4, 1)), False)
-        one, many = (model.score(model.encode(each, True), corpus) for each in (alone, documents))
-    assert torch.allclose(one, many[:1], atol=1e-5)
+        whole = model.score(model.encode(documents, True), model.encode(searched, False))
+        for query, found in ((0, 1), (3, 0), (5, 3)):
+            one, two = _alone(documents, query), _alone(searched, found)
+            assert torch.allclose(
+                model.score(model.encode(one, True), model.encode(two, False)), whole[query, found], atol=1e-5
+            )
+
+
+def _alone(seen: Seen, row: int) -> Seen:
+    """One document without its pads."""
+    return Seen(*(part[row : row + 1, : int(seen.mask[row].sum())] for part in seen))
 
 
 def test_the_gradient_reaches_the_clock() -> None:
