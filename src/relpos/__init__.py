@@ -6,7 +6,7 @@ the layer in which it does it; a kernel is how that is computed without an n x n
 
 from __future__ import annotations
 
-from relpos import encodings, features, models, positions
+from relpos import encodings, features, models, nn, positions
 from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.kernels.toeplitz import toeplitz_matmul
@@ -37,6 +37,7 @@ __all__ = [
     "linear_attention",
     "models",
     "names",
+    "nn",
     "pointwise_attention",
     "positions",
     "register",

@@ -99,8 +99,8 @@ presets: dict[str, dict[str, Any]] = {
         "judged": [500, 4000], "attention_judged": [500, 1000],
     },
     "full": {
-        **_COMMON, "datasets": ["fashion-mnist", "openclipart"], "steps": 8000, "attention_steps": 6000,
-        "sweep_steps": 400, "shift": 1, "judged": [2000, 10_000], "attention_judged": [1000, 5000],
+        **_COMMON, "datasets": ["fashion-mnist", "openclipart"], "steps": 3000, "attention_steps": 2500,
+        "sweep_steps": 250, "shift": 1, "judged": [2000, 10_000], "attention_judged": [1000, 5000],
     },
 }  # fmt: skip
 """datasets: of the gates; attention: data sets of the ViT, [] for none; attention_..: of the ViT; paths: folder by data

@@ -1,0 +1,1 @@
+"""relpos inside other people's models."""

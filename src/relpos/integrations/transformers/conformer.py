@@ -1,0 +1,87 @@
+"""Wav2Vec2-Conformer and its kind: Transformer-XL's terms, without the scores of queries against lags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from relpos.encodings.base import ContentBias, Slices, State, States, Tile
+from relpos.encodings.content.skewed import from_queries, from_queries_backward
+from relpos.encodings.network import wide
+from relpos.integrations.transformers.interface import Lag, Visible, attend
+from relpos.integrations.transformers.patch import Undo
+from relpos.positions import Index, Positions
+
+CLASSES = ("Wav2Vec2ConformerSelfAttention",)
+
+
+class Lags(ContentBias):
+    """((q_i + w_h) . lags_h[i - j] + u_h . k_j) scale, of lags that a model has projected already.
+
+    lags  (heads, 2 n - 1, dim), from i - j = n - 1 down to 1 - n
+    """
+
+    takes = (Index,)
+
+    def __init__(self, lags: Tensor, u: Tensor, w: Tensor, scale: float) -> None:
+        super().__init__()
+        self.heads, self.scale = len(u), scale
+        self.lags, self.u, self.w = lags, u, w
+
+    def prepare(
+        self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
+    ) -> States:
+        dtype = wide(q, self.lags)
+        return {
+            "lags": State(self.lags.to(dtype) * self.scale, "lag", -2),
+            "u": State(self.u.to(dtype) * self.scale, "whole"),
+            "w": State(self.w.to(dtype), "whole"),
+        }
+
+    def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
+        dtype = states["u"].dtype
+        columns = (k.to(dtype) @ states["u"].unsqueeze(-1)).mT
+        return columns + from_queries(q.to(dtype) + states["w"].unsqueeze(-2), states["lags"])
+
+    def tile_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
+        u, w, lags = states["u"], states["w"], states["lags"]
+        grad, q, k = grad.to(u.dtype), q.to(u.dtype), k.to(u.dtype)
+        by_query, by_lag = from_queries_backward(grad, q + w.unsqueeze(-2), lags)
+        columns = grad.sum(-2).unsqueeze(-1)
+        return {
+            "q": by_query,
+            "k": columns * u.unsqueeze(-2),
+            "u": (columns * k).sum((0, 2)),
+            "w": by_query.sum((0, 2)),
+            "lags": by_lag,
+        }
+
+
+def patch(module: nn.Module, undo: Undo) -> str:
+    undo.method(module, "forward", _forward)
+    return "Transformer-XL's terms in the exact kernel"
+
+
+def unfit(module: Any) -> str | None:
+    kind = module.position_embeddings_type
+    return None if kind == "relative" else f"its positions are {kind or 'none'}, which need no matrix"
+
+
+def _forward(
+    self: Any, hidden_states: Tensor, attention_mask: Any = None, relative_position_embeddings: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    if relative_position_embeddings is None:
+        raise ValueError("a conformer of relative positions needs relative_position_embeddings")
+    if options.get("output_attentions"):
+        raise ValueError("relpos makes no matrix of weights: output_attentions=True is not possible; restore(model)")
+    q, k, v = (
+        layer(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        for layer in (self.linear_q, self.linear_k, self.linear_v)
+    )
+    lags = self.linear_pos(relative_position_embeddings[0]).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+    encoding = Lags(lags, self.pos_bias_u, self.pos_bias_v, self.scaling)
+    seen = attention_mask if attention_mask is not None else Visible(causal=False)
+    mixed = attend(q, k, v, seen, Lag(encoding), self.scaling, self.dropout.p if self.training else 0.0)
+    return self.linear_out(mixed.flatten(2)), None

@@ -1,0 +1,45 @@
+"""Changing a module of a living model, and changing it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+_MISSING = object()
+
+
+@dataclass
+class Undo:
+    """What a model's modules and configs were like before: attributes set through here are put back by `restore`."""
+
+    steps: list[tuple[Any, str, Any]] = field(default_factory=list)
+    added: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """target.name = value, remembered. Parameters and buffers are never touched."""
+        self.steps.append((target, name, vars(target).get(name, _MISSING)))
+        target.__dict__[name] = value
+
+    def method(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """This instance's method; `function` takes the module first. A copy of the model has it for the copy."""
+        self.set(module, name, MethodType(function, module))
+
+    def submodule(self, module: nn.Module, name: str, part: nn.Module | None) -> None:
+        """A part that the model did not have, with parameters that are trained and saved."""
+        self.added.append((module, name))
+        setattr(module, name, part)
+
+    def restore(self) -> None:
+        for target, name, value in reversed(self.steps):
+            if value is _MISSING:
+                target.__dict__.pop(name, None)
+            else:
+                target.__dict__[name] = value
+        self.steps.clear()
+        for module, name in self.added:
+            delattr(module, name)
+        self.added.clear()

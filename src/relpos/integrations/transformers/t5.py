@@ -1,0 +1,65 @@
+"""T5 and its relatives (mT5, UMT5, Flan, ByT5): a table of buckets in place of the bias of queries x keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relpos.encodings.bias.t5 import T5Bias
+from relpos.integrations.transformers.interface import Lag
+from relpos.integrations.transformers.patch import Undo
+
+CLASSES = ("T5Attention", "MT5Attention", "UMT5Attention")
+
+
+class Borrowed(T5Bias):
+    """The rule and the table of a module of transformers. The table stays the module's own parameter.
+
+    Edges of the buckets are read off the module, whose logarithm is in float32.
+    """
+
+    def __init__(self, module: Any) -> None:
+        buckets, most = module.relative_attention_num_buckets, module.relative_attention_max_distance
+        causal = bool(module.is_decoder)
+        super().__init__(module.n_heads, buckets, most, causal=causal)
+        self.register_parameter("table", None)
+        self.owner = (module,)  # in a tuple: a submodule would appear in the model's state
+        side = buckets if causal else buckets // 2
+        named = {} if type(module).__name__ == "UMT5Attention" else {
+            "bidirectional": not causal, "num_buckets": buckets, "max_distance": most
+        }  # fmt: skip
+        numbers = module._relative_position_bucket(-torch.arange(4 * most + side), **named)
+        self.first = torch.searchsorted(numbers.contiguous(), torch.arange(1, side))
+
+    def at(self, lag: Tensor) -> Tensor:
+        table: Tensor = self.owner[0].relative_attention_bias.weight
+        table = table if table.dtype.itemsize >= 4 else table.float()
+        return table.t()[:, self.buckets_of(lag)]
+
+
+def patch(module: nn.Module, undo: Undo) -> str:
+    """Gives one attention module the lazy bias. What changed, in words."""
+    if not getattr(module, "has_relative_attention_bias", False):
+        # Layers without a table ask for zeros of queries x keys; told that they had one, they ask for it.
+        undo.set(module, "has_relative_attention_bias", True)
+        undo.method(module, "compute_bias", _no_bias)
+        return "no bias of zeros"
+    undo.set(module, "_relpos_bias", (Borrowed(module),))
+    undo.method(module, "compute_bias", _bias)
+    return "table of buckets, exact kernel"
+
+
+def _bias(self: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Lag:
+    (encoding,) = self._relpos_bias
+    if encoding.owner[0] is not self:  # a copy of the model: its own table
+        encoding = Borrowed(self)
+        self.__dict__["_relpos_bias"] = (encoding,)
+    if encoding.first.device != self.relative_attention_bias.weight.device:
+        encoding.first = encoding.first.to(self.relative_attention_bias.weight.device)
+    return Lag(encoding, past_seen_tokens)
+
+
+def _no_bias(self: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Lag:
+    return Lag(None, past_seen_tokens)
