@@ -26,17 +26,18 @@ __all__ = [
 ]
 
 _TASKS: dict[str, str] = {
-    "accompaniment": "relpos.tasks.music.roll_tasks:Accompaniment",
     "aaba": "relpos.tasks.music.aaba:AABA",
+    "accompaniment": "relpos.tasks.music.roll_tasks:Accompaniment",
     "activity": "relpos.tasks.events.activity:Activity",
     "bytes-lm": "relpos.tasks.language:BytesLM",
     "chorales": "relpos.tasks.music.chorales:Chorales",
     "echo": "relpos.tasks.events.echo:Echo",
-    "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
+    "event-retrieval": "relpos.tasks.events.retrieval.task:EventRetrieval",
     "events": "relpos.tasks.events.point:PointProcess",
+    "imagenet": "relpos.tasks.vision.imagenet:ImageNet",
     "images": "relpos.tasks.vision.images:Images",
-    "missing": "relpos.tasks.events.missing:Missing",
     "listops": "relpos.tasks.long_range.expressions:ListOps",
+    "missing": "relpos.tasks.events.missing:Missing",
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",
     "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
