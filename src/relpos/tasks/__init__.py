@@ -41,6 +41,7 @@ _TASKS: dict[str, str] = {
     "next-step": "relpos.tasks.music.roll_tasks:NextStep",
     "path-x": "relpos.tasks.long_range.paths:PathX",
     "pathfinder": "relpos.tasks.long_range.paths:Pathfinder",
+    "places": "relpos.tasks.events.places:NextItem",
     "pixels": "relpos.tasks.long_range.pixels:Pixels",
     "retrieval": "relpos.tasks.long_range.documents:Retrieval",
     "text": "relpos.tasks.long_range.documents:Text",
