@@ -62,12 +62,12 @@ class NextItem:
     multiples = (1,)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
-            "encodings": CONTESTANTS, "seeds": (0,), "steps": 400, "batch": 32, "rates": (3e-3,), "budget": 4.5,
+            "encodings": CONTESTANTS, "seeds": (0,), "steps": 1200, "batch": 32, "rates": (3e-3,), "budget": 4.5,
             "model": {"dim": 32, "depth": 2, "heads": 2},
         },
         "results": {
             "encodings": (*CONTESTANTS, "hstu[mixer=pointwise,query_time=request]"),
-            "seeds": (0, 1, 2), "steps": 600, "batch": 32, "rates": (3e-3,), "budget": None, "validations": 2,
+            "seeds": (0, 1, 2), "steps": 1200, "batch": 32, "rates": (3e-3,), "budget": None, "validations": 2,
             "model": {"dim": 32, "depth": 2, "heads": 2},
         },
     }  # fmt: skip
