@@ -43,7 +43,6 @@ CONTESTANTS = (
     "relative_channels[channels=position]",
     "relative_channels[channels=position+time]",
     "relative_channels",
-    "relative_channels[profile=false]",
     "relative_channels[channels=position+time,query_time=request]",
 )
 
@@ -51,8 +50,9 @@ CONTESTANTS = (
 class NextItem:
     """Next item and next profile of sequences with times, places and profiles; see the module for the rules.
 
-    dataset   "flights" (aircraft and their destinations), "ml-100k" (people and films, genres as profiles), or any set
-              of event sequences with marks; path: of your own copy
+    dataset   "flights" (aircraft and their destinations), "ml-100k" (people and films, genres as profiles; then
+              "relative_channels[profile=false]" is a contestant worth having), or any set of event sequences with
+              marks; path: of your own copy
     least     events that a sequence must have; most: sequences taken; length: events that a network reads
     """
 
