@@ -2,7 +2,8 @@
 
 **Splits.** The last event of every sequence is the test, the one before it the validation, the rest is learned from
 (`relpos.tasks.events.splits.leave_last_out`). Sequences are in the order of their times, ties in that of the source.
-Units, vocabularies and counts come from what is learned from.
+Units and counts come from what is learned from; the items are those of the data set, so a few may never have been
+learned (flights: 1 of 100, none in the test; films: 4 of 1,682, 3 in the test).
 
 **Judging.** All items are ranked, those already seen too; equal scores share their mean rank. Recall at 1, 5 and 10,
 NDCG at 10, MRR. Loss is the cross-entropy of the item. With profiles (films: genres): how well the columns of the next

@@ -15,7 +15,8 @@ class ReVAMP(nn.Module):
 
     A token is an item, with its profile where profiles are read; relative channels (position, time, place, profile)
     enter as tables of keys and values (``inject="key+value"``). Items are scored by the dot product of a state with
-    their embeddings. profile=False leaves the profiles out of the input and of the loss.
+    their embeddings. profile=False leaves the profiles out of the input and of the loss. mark_scale: see `History`; at
+    1 the items drown beside gaps and sines, and rows differ by how long that lasts.
 
     Source: Gupta and Bedathur 2022, "ReVAMP" (IEEE Transactions on Big Data), as far as it can be known: there is no
     code, and its form here is that of TiSASRec, which it extends. Both train by binary cross-entropy against one drawn
@@ -30,13 +31,16 @@ class ReVAMP(nn.Module):
         profiles: int = 0,
         profile: bool = True,
         inject: str = "key+value",
+        mark_scale: float = 50.0,
         dim: int = 32,
         scales: Scales | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         read = profiles if profile else 0
-        self.history = History(items, encoding, inject=inject, profiles=read, dim=dim, scales=scales, **options)
+        self.history = History(
+            items, encoding, inject=inject, profiles=read, dim=dim, scales=scales, mark_scale=mark_scale, **options
+        )
         self.items = items
         self.bias = nn.Parameter(torch.zeros(items))
         self.project = nn.Linear(dim, dim)
