@@ -18,7 +18,7 @@ from relpos.lab.settings import preset
 from relpos.tasks import Task
 from relpos.tasks.classification import Classification
 from relpos.tasks.examples import Examples
-from relpos.tasks.long_range import listops
+from relpos.tasks.long_range import listops, operations
 from relpos.tasks.long_range.documents import Retrieval, Text
 from relpos.tasks.long_range.expressions import ListOps
 from relpos.tasks.long_range.paths import Pathfinder, PathX
@@ -262,7 +262,7 @@ def test_listops_are_expressions_of_their_lengths_and_say_what_chance_is() -> No
         part = task.splits[side]
         assert len(part) == count and part.lengths.min() > 6 and part.lengths.max() < 24
         for i in range(5):
-            assert listops.evaluate(part.sequence(i)) == part.labels[i]
+            assert operations.evaluate(part.sequence(i)) == part.labels[i]
     text = str(task.describe())
     assert "17%" in text and "easier" in text and "15 to 18%" in text
     assert ListOps(length=2000).rules == listops.Rules() and ListOps(length=2000).count == listops.RELEASED

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relpos.tasks.long_range import listops
+from relpos.tasks.long_range import listops, operations
 from relpos.tasks.long_range.listops import Rules
 
 SMALL = Rules(max_depth=5, max_args=4, min_length=3, max_length=60)
 
 trees = st.recursive(
     st.integers(0, 9),
-    lambda children: st.tuples(st.sampled_from(listops.OPERATIONS), st.lists(children, min_size=1, max_size=6)),
+    lambda children: st.tuples(st.sampled_from(operations.OPERATIONS), st.lists(children, min_size=1, max_size=6)),
     max_leaves=40,
 )
 
@@ -47,13 +47,13 @@ def written(tree) -> str:
 def parse(tokens) -> tuple:
     """A recursive-descent reader: (tree, tokens left)."""
     head, *rest = tokens
-    if head < listops.FIRST_OPERATION:
-        return int(head) - listops.FIRST_DIGIT, rest
+    if head < operations.FIRST_OPERATION:
+        return int(head) - operations.FIRST_DIGIT, rest
     children = []
-    while rest[0] != listops.CLOSE:
+    while rest[0] != operations.CLOSE:
         child, rest = parse(rest)
         children.append(child)
-    return (listops.OPERATIONS[head - listops.FIRST_OPERATION], children), rest[1:]
+    return (operations.OPERATIONS[head - operations.FIRST_OPERATION], children), rest[1:]
 
 
 def depth(tree) -> int:
@@ -78,11 +78,11 @@ def test_statistics_of_the_released_rules(sample):
 
 def test_trees_of_the_released_rules(sample):
     """Depth 10 in all, two to ten arguments, and the four operations equally often."""
-    arities, operations = [], []
+    arities, met = [], []
 
     def walk(tree) -> None:
         if not isinstance(tree, int):
-            operations.append(tree[0])
+            met.append(tree[0])
             arities.append(len(tree[1]))
             for child in tree[1]:
                 walk(child)
@@ -92,28 +92,28 @@ def test_trees_of_the_released_rules(sample):
         assert rest == [] and depth(tree) == 10 and value(tree) == sample.labels[index]
         walk(tree)
     assert set(arities) == set(range(2, 11))
-    counts = np.array([operations.count(name) for name in listops.OPERATIONS])
+    counts = np.array([met.count(name) for name in operations.OPERATIONS])
     assert (abs(counts / counts.sum() - 0.25) < 4 * np.sqrt(0.19 / counts.sum())).all()
 
 
 def test_labels_are_the_values(sample):
     for index in range(0, len(sample), 10):
-        assert listops.evaluate(sample[index]) == sample.labels[index]
+        assert operations.evaluate(sample[index]) == sample.labels[index]
 
 
 @given(trees)
 def test_written_form_tokens_and_value_agree(tree):
     text = written(tree)
-    tokens = listops.tokenise(text)
-    assert listops.write(tokens) == text
+    tokens = operations.tokenise(text)
+    assert operations.write(tokens) == text
     assert parse(list(tokens)) == (tree, [])
-    assert listops.evaluate(tokens) == value(tree)
-    assert (listops.tokenise(text.replace("]", "X")) == tokens).all()
+    assert operations.evaluate(tokens) == value(tree)
+    assert (operations.tokenise(text.replace("]", "X")) == tokens).all()
 
 
 def test_the_sheet_example():
-    assert listops.write(listops.tokenise("[MAX 3 5]".replace("]", " ]"))) == "( ( ( [MAX 3 ) 5 ) ] )"
-    assert listops.evaluate(listops.tokenise("[MED 2 9 3 4 ]")) == 3  # the middle two are 3 and 4
+    assert operations.write(operations.tokenise("[MAX 3 5]".replace("]", " ]"))) == "( ( ( [MAX 3 ) 5 ) ] )"
+    assert operations.evaluate(operations.tokenise("[MED 2 9 3 4 ]")) == 3  # the middle two are 3 and 4
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
@@ -166,15 +166,15 @@ def test_impossible_requests_are_refused(monkeypatch):
         ("[FIRST 3 ]", "unknown symbol '.FIRST'"),
     ],
 )
-@pytest.mark.parametrize("function", [listops.evaluate, listops.write])
+@pytest.mark.parametrize("function", [operations.evaluate, operations.write])
 def test_half_expressions_are_refused(text, complaint, function):
     with pytest.raises(ValueError, match=complaint):
-        function(listops.tokenise(text))
+        function(operations.tokenise(text))
 
 
 def test_padding_is_no_token():
     with pytest.raises(ValueError, match="token 0 is no part"):
-        listops.evaluate([11, 2, 0, 15])
+        operations.evaluate([11, 2, 0, 15])
 
 
 def test_padded_cuts_and_fills(sample):
@@ -218,7 +218,7 @@ def released(folder: Path, lines: dict[str, list[str]]) -> None:
 
 
 def test_released_files_are_read(tmp_path, sample):
-    lines = [f"{listops.write(sample[i])}\t{sample.labels[i]}" for i in range(7)]
+    lines = [f"{operations.write(sample[i])}\t{sample.labels[i]}" for i in range(7)]
     released(tmp_path, {"train": lines})
     found = listops.read(tmp_path)
     assert (found["train"].tokens == sample.tokens[: sample.offsets[7]]).all()

@@ -6,28 +6,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from relpos.encodings.base import ContentBias, Slices, State, States, Tile
-from relpos.encodings.content.skewed import from_queries, from_queries_backward
+from relpos.encodings.base import State, States
+from relpos.encodings.content.transformer_xl import TransformerXL
 from relpos.encodings.network import wide
 from relpos.integrations.transformers.interface import Lag, Visible, attend
 from relpos.integrations.transformers.patch import Undo
-from relpos.positions import Index, Positions
+from relpos.positions import Positions
 
 CLASSES = ("Wav2Vec2ConformerSelfAttention",)
 
 
-class Lags(ContentBias):
+class Lags(TransformerXL):
     """((q_i + w_h) . lags_h[i - j] + u_h . k_j) scale, of lags that a model has projected already.
 
-    lags  (heads, 2 n - 1, dim), from i - j = n - 1 down to 1 - n
+    lags  (heads, 2 n - 1, dim), from i - j = n - 1 down to 1 - n; u, w  (heads, dim); tensors of the model, no copies
     """
 
-    takes = (Index,)
-
     def __init__(self, lags: Tensor, u: Tensor, w: Tensor, scale: float) -> None:
-        super().__init__()
-        self.heads, self.scale = len(u), scale
-        self.lags, self.u, self.w = lags, u, w
+        nn.Module.__init__(self)
+        self.heads, self.dim = u.shape
+        self.lags, self.scale = lags, scale
+        self.__dict__.update(u=u, w=w)  # not parameters of this object: they are the model's
 
     def prepare(
         self, q: Tensor, k: Tensor, q_pos: Positions, k_pos: Positions, content: Tensor | None = None
@@ -37,24 +36,6 @@ class Lags(ContentBias):
             "lags": State(self.lags.to(dtype) * self.scale, "lag", -2),
             "u": State(self.u.to(dtype) * self.scale, "whole"),
             "w": State(self.w.to(dtype), "whole"),
-        }
-
-    def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
-        dtype = states["u"].dtype
-        columns = (k.to(dtype) @ states["u"].unsqueeze(-1)).mT
-        return columns + from_queries(q.to(dtype) + states["w"].unsqueeze(-2), states["lags"])
-
-    def tile_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> dict[str, Tensor] | None:
-        u, w, lags = states["u"], states["w"], states["lags"]
-        grad, q, k = grad.to(u.dtype), q.to(u.dtype), k.to(u.dtype)
-        by_query, by_lag = from_queries_backward(grad, q + w.unsqueeze(-2), lags)
-        columns = grad.sum(-2).unsqueeze(-1)
-        return {
-            "q": by_query,
-            "k": columns * u.unsqueeze(-2),
-            "u": (columns * k).sum((0, 2)),
-            "w": by_query.sum((0, 2)),
-            "lags": by_lag,
         }
 
 

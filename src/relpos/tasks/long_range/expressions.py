@@ -21,7 +21,7 @@ from relpos.tasks import answers
 from relpos.tasks.base import Artifact, Progress
 from relpos.tasks.classification import Classification, Splits
 from relpos.tasks.examples import Examples
-from relpos.tasks.long_range import arena, listops
+from relpos.tasks.long_range import arena, listops, operations
 from relpos.tasks.predictors import Bag, Predictor
 
 _RELEASED_LENGTH = 2000
@@ -36,7 +36,7 @@ class ListOps(Classification):
 
     name = "listops"
     title = "ListOps: the value of a nested expression on digits"
-    vocabulary = listops.VOCABULARY
+    vocabulary = operations.VOCABULARY
     shift = 0
     classes = tuple("0123456789")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -128,7 +128,11 @@ class ListOps(Classification):
 
 
 def _text(token: int) -> str:
-    if token >= listops.CLOSE:
+    if token >= operations.CLOSE:
         return "]"
-    digit = token - listops.FIRST_DIGIT
-    return str(digit) if token < listops.FIRST_OPERATION else f"[{listops.OPERATIONS[token - listops.FIRST_OPERATION]}"
+    digit = token - operations.FIRST_DIGIT
+    return (
+        str(digit)
+        if token < operations.FIRST_OPERATION
+        else f"[{operations.OPERATIONS[token - operations.FIRST_OPERATION]}"
+    )
