@@ -107,3 +107,14 @@ def test_what_is_refused() -> None:
         rp.nn.MultiheadAttention(DIM, HEADS, encoding="sinusoidal")
     with pytest.raises(ValueError, match="by name"):
         rp.nn.MultiheadAttention(DIM, HEADS, encoding=rp.encoding("alibi", heads=4), encoding_options={"a": 1})
+
+
+def test_no_tokens_and_wrong_shapes() -> None:
+    layer = rp.nn.MultiheadAttention(DIM, HEADS, batch_first=True, encoding="alibi")
+    empty, x = torch.randn(2, 0, DIM), torch.randn(2, 5, DIM)
+    assert layer(empty, empty, empty)[0].shape == (2, 0, DIM)
+    assert torch.equal(layer(x, empty, empty)[0], layer.out_proj.bias.expand(2, 5, DIM))
+    with pytest.raises(ValueError, match="k and v agree"):
+        layer(x, x[:, :3], x)
+    with pytest.raises(ValueError, match="key_mask"):
+        layer(x, x, x, key_padding_mask=torch.zeros(2, 4, dtype=torch.bool))

@@ -114,7 +114,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 def _heads(x: Tensor, count: int) -> Tensor:
     """(batch, n, width) to (batch, heads, n, width / heads)."""
-    return x.view(*x.shape[:2], count, -1).transpose(1, 2)
+    return x.view(*x.shape[:2], count, x.shape[-1] // count).transpose(1, 2)
 
 
 def _real(padding: Tensor | None, single: bool) -> Tensor | None:
