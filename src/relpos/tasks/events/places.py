@@ -196,7 +196,7 @@ class NextItem:
         if told:
             found["profile"] = float(np.concatenate(told).mean())
         elif self._width:
-            found["profile"] = float("nan")
+            found["profile"] = self._guess(sequences)  # who says nothing of profiles says how frequent each column is
         return Evaluation(length, float(np.concatenate(total).mean()), None, len(sequences), found)
 
     @torch.no_grad()
