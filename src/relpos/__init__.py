@@ -10,6 +10,7 @@ from relpos import encodings, features, models, nn, positions
 from relpos.encodings.channels import Channels, channels
 from relpos.encodings.registry import encoding, names, register
 from relpos.kernels.toeplitz import toeplitz_matmul
+from relpos.mixers.context_parallel import context_parallel_attention
 from relpos.mixers.functional import attention, explain
 from relpos.mixers.gating import SGU, PoSGU, window_mix
 from relpos.mixers.kernel_stream import KernelStream
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "attention",
     "channels",
+    "context_parallel_attention",
     "encoding",
     "encodings",
     "explain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,15 @@ class Mask:
             same = self.q_segments[:, None, i0:i1, None] == self.k_segments[:, None, None, j0:j1]
             seen = same if seen is None else seen & same
         return seen
+
+    def against(self, j0: int, j1: int) -> Mask:
+        """The same queries against keys j0..j1-1 alone, which are then counted from 0."""
+        k_order, key_mask, k_segments = (
+            None if x is None else x[..., j0:j1] for x in (self.k_order, self.key_mask, self.k_segments)
+        )
+        return replace(
+            self, n_k=j1 - j0, offset=self.offset - j0, k_order=k_order, key_mask=key_mask, k_segments=k_segments
+        )
 
     @torch.no_grad()
     def seeing(self, keys: Tensor) -> Tensor:

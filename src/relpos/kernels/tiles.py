@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import State, Tile
+from relpos.encodings.base import State, States, Tile
 from relpos.kernels.call import Call, computing, exactly, once
 
 SCORES = 2**20  # scores in one tile, over all batch rows and heads: some MiB in each of a few buffers
@@ -82,33 +82,64 @@ def kept(call: Call, tile: Tile, dtype: torch.dtype) -> Tensor | None:
     return call.dropout.keep(0, batch, heads, tile.i0, tile.i1, tile.j0, tile.j1, call.q.device, dtype)
 
 
+def attend(call: Call, k: Tensor, v: Tensor, states: States) -> tuple[Tensor, Tensor]:
+    """The output of call.q against these keys, in their type, and the log-sum-exp (batch, heads, n_q, 1) of each row;
+    plus infinity for a row that sees none, so that every weight recomputed from it is exp(-inf) = 0."""
+    batch, heads, n_q, _ = call.shape
+    out, lse = k.new_zeros(batch, heads, n_q, v.shape[-1]), k.new_full((batch, heads, n_q, 1), torch.inf)
+    scaled = call.q * call.scale
+    for (i0, i1), row in blocks(call):
+        high = k.new_full((batch, heads, i1 - i0, 1), -torch.inf)
+        total, acc = torch.zeros_like(high), k.new_zeros(batch, heads, i1 - i0, v.shape[-1])
+        for tile in row:
+            slices = slices_of(states, tile)
+            score = _score(call, scaled, k, slices, tile)
+            higher = torch.maximum(high, score.amax(-1, keepdim=True))
+            shift = higher.masked_fill(higher == -torch.inf, 0)
+            p = _exp(score.sub_(shift))
+            fade = torch.exp(high - shift)
+            total = total * fade + p.sum(-1, keepdim=True)
+            keep = kept(call, tile, p.dtype)
+            p = p if keep is None else p * keep
+            acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
+            extra = None if call.term is None else call.term.value_term(p, slices, tile)
+            acc = acc if extra is None else acc + extra
+            high = higher
+        seen = total > 0
+        out[:, :, i0:i1] = acc / total.masked_fill(~seen, 1)
+        lse[:, :, i0:i1] = torch.where(seen, high + total.log(), torch.inf)
+    return out, lse
+
+
+def attend_backward(
+    call: Call,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    grad: Tensor,
+    states: States,
+    wanted: set[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of q, k and v, and of the wanted states, from that of the output.
+
+    lse    log-sum-exp of each row over all keys that it was normalised with, of which these may be a part
+    delta  sum of grad * out over the width, (batch, heads, n_q, 1)
+    """
+    total = {"q": torch.zeros_like(call.q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
+    dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
+    saved = (call.q * call.scale, k, v, lse, delta, grad)
+    with exactly(grad):
+        for tile in (tile for _, row in blocks(call) for tile in row):
+            _backward_tile(call, tile, saved, states, wanted, total, dstates)
+    return total, dstates
+
+
 class _Generic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, q: Tensor, k: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
-        batch, heads, n_q, _ = call.shape
         states = {n: State(t, s.along, s.axis) for (n, s), t in zip(call.states.items(), tensors, strict=True)}
-        out, lse = q.new_zeros(batch, heads, n_q, v.shape[-1]), q.new_full((batch, heads, n_q, 1), torch.inf)
-        scaled = q * call.scale
-        for (i0, i1), row in blocks(call):
-            high = q.new_full((batch, heads, i1 - i0, 1), -torch.inf)
-            total, acc = torch.zeros_like(high), q.new_zeros(batch, heads, i1 - i0, v.shape[-1])
-            for tile in row:
-                slices = slices_of(states, tile)
-                score = _score(call, scaled, k, slices, tile)
-                higher = torch.maximum(high, score.amax(-1, keepdim=True))
-                shift = higher.masked_fill(higher == -torch.inf, 0)
-                p = _exp(score.sub_(shift))
-                fade = torch.exp(high - shift)
-                total = total * fade + p.sum(-1, keepdim=True)
-                keep = kept(call, tile, p.dtype)
-                p = p if keep is None else p * keep
-                acc = acc * fade + p @ v[:, :, tile.j0 : tile.j1]
-                extra = None if call.term is None else call.term.value_term(p, slices, tile)
-                acc = acc if extra is None else acc + extra
-                high = higher
-            seen = total > 0
-            out[:, :, i0:i1] = acc / total.masked_fill(~seen, 1)
-            lse[:, :, i0:i1] = torch.where(seen, high + total.log(), torch.inf)  # +inf: every weight is exp(-inf) = 0
+        out, lse = attend(replace(call, q=q), k, v, states)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
         ctx.call = call
         return out
@@ -120,13 +151,8 @@ class _Generic(torch.autograd.Function):
         call: Call = ctx.call
         states = {n: State(t, s.along, s.axis) for (n, s), t in zip(call.states.items(), tensors, strict=True)}
         wanted = {n for n, need in zip(states, ctx.needs_input_grad[4:], strict=True) if need}
-        total = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
-        dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
-        scaled = q * call.scale
         delta = (grad * out).sum(-1, keepdim=True)
-        with exactly(grad):
-            for tile in (tile for _, row in blocks(call) for tile in row):
-                _backward_tile(call, tile, (scaled, k, v, lse, delta, grad), states, wanted, total, dstates)
+        total, dstates = attend_backward(replace(call, q=q), k, v, lse, delta, grad, states, wanted)
         return None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
 
 

@@ -22,7 +22,7 @@ class Beside(Pairwise):
         self.mixers, self.takes = encoding.mixers, encoding.takes  # type: ignore[misc]
         self.needs_content, self.reads_qk = encoding.needs_content, encoding.reads_qk  # type: ignore[misc]
         self.has_values, self.causal_only = encoding.has_values, encoding.causal_only
-        self.burden = encoding.burden
+        self.burden, self.in_parts = encoding.burden, encoding.in_parts
         self.heads = getattr(encoding, "heads", None)
 
     def score_scale(self, dim: int) -> float | None:

@@ -56,7 +56,7 @@ class Request:
             content = self.content
             kept = content.tensor if isinstance(content, Digest) else None if content is None else term.digest(content)
             states = term.prepare(q, k, self.q_pos, self.k_pos, kept)
-            _check_value_width(term, q, v)
+            check_value_width(term, q, v)
         return Call(q, k, v, self.scale, self.mask, term, states, self.q_pos, self.k_pos, self.dropout)
 
     def run(self, kernel: str = "auto") -> Tensor:
@@ -73,28 +73,28 @@ class Request:
         see one are NaN by decree; they have no gradient. Scores may overflow: only what is given or encoded counts.
         """
         heads = call.q.shape[1]
-        bad_q = _undefined(self.q) | _undefined(call.q)
-        bad = _undefined(self.k) | _undefined(self.v)
-        bad = bad.repeat_interleave(heads // bad.shape[1], 1) | _undefined(call.k)
+        bad_q = undefined(self.q) | undefined(call.q)
+        bad = undefined(self.k) | undefined(self.v)
+        bad = bad.repeat_interleave(heads // bad.shape[1], 1) | undefined(call.k)
         content = self.content.tensor if isinstance(self.content, Digest) else self.content
         if content is not None:
-            bad |= _undefined(content.flatten(2)).unsqueeze(1)
-            content = _cleaned(content.flatten(2)).view(content.shape)
+            bad |= undefined(content.flatten(2)).unsqueeze(1)
+            content = cleaned(content.flatten(2)).view(content.shape)
         if not bool(bad.any() | bad_q.any()):
             return out
         clean = replace(
             self,
-            q=_cleaned(self.q),
-            k=_cleaned(self.k),
-            v=_cleaned(self.v),
+            q=cleaned(self.q),
+            k=cleaned(self.k),
+            v=cleaned(self.v),
             content=Digest(content) if isinstance(self.content, Digest) and content is not None else content,
         ).call()
-        clean = replace(clean, q=_cleaned(clean.q), k=_cleaned(clean.k))
+        clean = replace(clean, q=cleaned(clean.q), k=cleaned(clean.k))
         lost = self.mask.seeing(bad) | (bad_q & self.mask.seeing(torch.ones_like(bad)))
         return self.kernels(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
 
 
-def _check_value_width(term: Pairwise, q: Tensor, v: Tensor) -> None:
+def check_value_width(term: Pairwise, q: Tensor, v: Tensor) -> None:
     wide = term.value_width(q.shape[-1])
     if wide is not None and v.shape[-1] != wide:
         raise ValueError(
@@ -112,10 +112,10 @@ def _sound(out: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _undefined(x: Tensor) -> Tensor:
+def undefined(x: Tensor) -> Tensor:
     """Rows of x that are not finite."""
     return ~torch.isfinite(x).all(-1)
 
 
-def _cleaned(x: Tensor) -> Tensor:
-    return x.masked_fill(_undefined(x).unsqueeze(-1), 0)
+def cleaned(x: Tensor) -> Tensor:
+    return x.masked_fill(undefined(x).unsqueeze(-1), 0)

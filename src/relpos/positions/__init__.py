@@ -15,7 +15,7 @@ Position arithmetic is int64 or float64 to the last step: a position in bfloat16
 beyond 256 collapse. `Times` keeps its own origin out of every cast, because seconds since 1970 do not fit float32.
 """
 
-from relpos.positions.given import NAMED, Positions, as_positions, query_times
+from relpos.positions.given import NAMED, Positions, as_positions, joined, narrowed, query_times
 from relpos.positions.kinds import (
     EARTH_RADIUS_KM,
     Grid,
@@ -41,5 +41,7 @@ __all__ = [
     "Times",
     "as_positions",
     "is_exporting",
+    "joined",
+    "narrowed",
     "query_times",
 ]

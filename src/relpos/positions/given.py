@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,23 @@ def _sized(position: Position, n: int, name: str, device: torch.device, batch: i
             f"for a batch of {batch}; give one row a sequence, or one for all"
         )
     return position if position.values.device == device else position.to(device)
+
+
+def narrowed(positions: Positions, start: int, stop: int) -> Positions:
+    """Positions of tokens start..stop-1, of every channel where they are named."""
+    if isinstance(positions, Position):
+        return positions.narrow(start, stop)
+    return {name: channel.narrow(start, stop) for name, channel in positions.items()}
+
+
+def joined(parts: Sequence[Positions]) -> Positions:
+    """Positions of sequences one after another, all of one kind and with the same channels."""
+    first = parts[0]
+    if isinstance(first, Position):
+        values = [part.values for part in parts if isinstance(part, Position)]
+        return type(first)(torch.cat(values, first.axis))
+    named = [part for part in parts if isinstance(part, Mapping)]
+    return {name: joined([part[name] for part in named]) for name in first}  # type: ignore[misc]
 
 
 def query_times(

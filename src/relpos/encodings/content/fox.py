@@ -30,6 +30,7 @@ class FoX(ContentBias):
     extrapolates = True
     causal_only = True
     needs_content = True
+    in_parts = False  # gates are summed from the first token on
     reads_qk = False
     reference = """@inproceedings{lin2025forgetting,
   title={Forgetting Transformer: Softmax Attention with a Forget Gate},

@@ -68,6 +68,7 @@ class MusicTransformer(LagVectors):
             raise ValueError("as_released repeats a slip of local value vectors: it needs block and values=True")
         self.causal_only = causal
         self.has_values = values
+        self.in_parts = not as_released  # the slip depends on the last position of all
         self.scale = dim**-0.5 if scale is None else float(scale)
         clip = beyond == "clip"
         self.extent = Extent(1 - max_lag, 0 if causal else max_lag - 1, clip, clip and not causal)

@@ -44,6 +44,8 @@ class NonStationaryRPE(StructureRPE):
     Source: Agarwal, Wang and Richard 2024, NS-RPE. The bias of the map reaches every key there and cancels; it is kept.
     """
 
+    in_parts = False  # the labels of all tokens say when a segment began
+
     def __init__(
         self,
         heads: int,
