@@ -245,8 +245,10 @@ def work(rank: int, port: int, chosen: list[str], answers: Any) -> None:
         for world, group in groups.items():
             if rank >= world:
                 continue
-            for name in chosen if world == 3 else chosen[::2] + chosen[-23:]:
-                for dtype in (torch.float64, torch.float32):
+            for index, name in enumerate(chosen):
+                special = known[name]["name"] != name.removesuffix(" causal")
+                wide, short = special or world == 3 or index % 3 == 0, special or (world == 2 and index % 2 == 0)
+                for dtype in [torch.float64] * wide + [torch.float32] * short:
                     try:
                         told: Any = distance(known[name], world, dtype, group)
                     except Exception:

@@ -70,12 +70,12 @@ def test_ranks_give_what_one_process_gives(name: str, answers: Answers) -> None:
     for question in asked:
         world = int(question.rsplit(", ", 2)[1][0])
         assert set(answers[question]) == set(range(world)), question
-        limit = 1e-12 if "float64" in question else 1e-6
-        if "log_cpb" in question:
-            limit = max(limit, 1e-6)  # its coordinates are float32, as in the released code
+        limit = 1e-12 if "float64" in question else 3e-6 if name.startswith("sandwich") else 1e-6  # a bias of 30 nats
         for rank, said in answers[question].items():
             assert isinstance(said, dict), f"{question}, rank {rank}: {said}"
-            assert max(said.values()) <= limit, f"{question}, rank {rank}: {said}"
+            for what, worst in said.items():  # a parameter's gradient is a sum over all pairs
+                room = 3 if what.startswith("parameter") and "float32" in question else 1
+                assert worst <= room * limit, f"{question}, rank {rank}: {said}"
 
 
 def test_bad_input_of_one_rank_raises_on_all(answers: Answers) -> None:
@@ -83,7 +83,7 @@ def test_bad_input_of_one_rank_raises_on_all(answers: Answers) -> None:
     assert set(heard) == {0, 1, 2} and all(said["afterwards"] == "nothing" for said in heard.values())
     for name, words in {
         "no token": "ValueError: rank 1: every rank holds at least one query and one key",
-        "another dtype": "ValueError: all ranks call with the same dtype; rank 0 has torch.float32, rank 1 torch.float6",
+        "another dtype": "ValueError: all ranks call with the same dtype; rank 0 has torch.float32, rank 1 torch.float",
         "causal here only": "ValueError: all ranks call with the same causal; rank 0 has False, rank 1 True",
         "a mask of another shape": r"ValueError: rank 1: key_mask has shape (batch, n_k) = (1, 8), got (1, 9)",
         "positions here only": "ValueError: all ranks call with the same arguments",

@@ -92,6 +92,7 @@ class Pairwise(Encoding):
 
     has_values: bool = False
     needs_content: ClassVar[bool] = False
+    content_of: ClassVar[Literal["all", "queries"]] = "all"  # tokens whose content counts; queries: the last rows of it
     reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
     in_parts: bool = True  # `prepare` may be given the keys part by part: a pair needs only its own two tokens
     burden: int = 1  # how many times fewer pairs a tile holds, where `tile` needs several tensors of its size

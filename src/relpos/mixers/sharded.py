@@ -239,9 +239,7 @@ class Whole:
             assert given.content is not None
             seen = given.content if given.key_mask is None else given.content * given.key_mask.unsqueeze(-1)
             kept = acting(encoding, self.parameters, lambda own: own.digest(seen))
-            content = Digest(
-                gathered(self.ranks, kept.flatten(2).unsqueeze(1))[0].squeeze(1).unflatten(2, kept.shape[2:])
-            )
+            content = Digest(self._of_all(kept) if encoding.content_of == "all" else self._of_queries(kept))
 
         def act(own: Any) -> Tensor:
             request = request_of(
@@ -252,6 +250,16 @@ class Whole:
             return replace(request, dropout=self.dropout).run()
 
         return act(None) if encoding is None else acting(encoding, self.parameters, act)
+
+    def _of_all(self, kept: Tensor) -> Tensor:
+        (whole,) = gathered(self.ranks, kept.flatten(2).unsqueeze(1))
+        return whole.squeeze(1).unflatten(2, kept.shape[2:])
+
+    def _of_queries(self, kept: Tensor) -> Tensor:
+        """Own rows as the last of as many as there are keys; nobody reads the others."""
+        n_q, n_k = self.given.q.shape[2], sum(self.ranks.lengths)
+        own = kept[:, kept.shape[1] - n_q :]
+        return torch.cat([own.new_zeros(own.shape[0], n_k - n_q, *own.shape[2:]), own], 1)
 
     def _by_ring(self) -> Tensor:
         given, encoding, n_k = self.given, self.encoding, sum(self.ranks.lengths)

@@ -31,6 +31,7 @@ class LowRankLogits(ContentBias):
 
     takes = (Index,)
     needs_content = True
+    content_of = "queries"
     reads_qk = False
     extrapolates = False
     reference = """@misc{inkling2026,
