@@ -73,8 +73,8 @@ def test_ranks_give_what_one_process_gives(name: str, answers: Answers) -> None:
         limit = 1e-12 if "float64" in question else 3e-6 if name.startswith("sandwich") else 1e-6  # a bias of 30 nats
         for rank, said in answers[question].items():
             assert isinstance(said, dict), f"{question}, rank {rank}: {said}"
-            for what, worst in said.items():  # a parameter's gradient is a sum over all pairs
-                room = 3 if what.startswith("parameter") and "float32" in question else 1
+            for what, worst in said.items():  # a gradient in float32 is a sum over many rounded weights
+                room = 1 if what == "out" or "float64" in question else 3
                 assert worst <= room * limit, f"{question}, rank {rank}: {said}"
 
 
