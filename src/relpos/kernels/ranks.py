@@ -88,7 +88,7 @@ class Ranks:
             flat = torch.cat([tensors[i].reshape(-1) for i in chosen])
             with together(self.rank, self.world):
                 dist.all_reduce(flat, group=self.group)
-            for i, part in zip(chosen, torch.split(flat, [tensors[i].numel() for i in chosen])):
+            for i, part in zip(chosen, flat.split_with_sizes([tensors[i].numel() for i in chosen])):
                 found[i] = part.view(tensors[i].shape)
         return found
 
@@ -142,7 +142,7 @@ class Parts:
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def apart(self, flat: Tensor, n: int) -> list[Tensor]:
-        pieces = torch.split(flat, self.sizes(n))
+        pieces = flat.split_with_sizes(self.sizes(n))
         return [piece.view(s[0], s[1], n, s[3]) for piece, s in zip(pieces, self.shapes)]
 
 

@@ -84,7 +84,7 @@ class _Summed(torch.autograd.Function):
 
 def summed(ranks: Ranks, encoding: Encoding, reduce: bool) -> dict[str, Tensor]:
     """The encoding's learned parameters, by name; with `reduce` their gradients are summed over the ranks."""
-    learned = {name: p for name, p in encoding.named_parameters() if p.requires_grad}
+    learned: dict[str, Tensor] = {name: p for name, p in encoding.named_parameters() if p.requires_grad}
     if not learned or not reduce or not torch.is_grad_enabled():
         return learned
     alike = _Summed.apply(ranks, *learned.values())  # type: ignore[no-untyped-call]

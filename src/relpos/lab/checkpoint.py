@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from relpos.lab.errors import DiskFullError, LabError, RunDirectoryError
+from relpos.lab.shards import like, whole
 
 FORMAT = "relpos-checkpoint-1"
 _NO_PLACE = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOENT", "EEXIST", "EISDIR", "ENOTDIR")}
@@ -84,16 +85,23 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
     average: nn.Module | None = None,
+    write: bool = True,
 ) -> None:
     """Write weights, their average where there is one, optimizer state, torch's random state and `progress` (JSON) to
-    one file, atomically."""
-    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    one file, atomically.
+
+    What is shared out among processes is gathered first: then all of them call this, and one with write=True.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if average is not None:
-        tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     state = optimizer.state_dict()
     for index, slots in state["state"].items():
         for slot, value in slots.items():
-            tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
+    tensors = {name: whole(value.detach()).cpu().contiguous() for name, value in tensors.items()}
+    if not write:
+        return
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -104,9 +112,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, average: nn.Module | None = None
+    path: Path,
+    model: nn.Module | None,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Put a checkpoint back in place and return its `progress`; RunDirectoryError when it is broken or foreign."""
+    """Put a checkpoint back in place and return its `progress`; RunDirectoryError when it is broken or foreign.
+
+    The optimizer's state is shared out as its parameters are; model and average are still whole.
+    """
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -119,16 +133,18 @@ def load_checkpoint(
     if header.get("format") != FORMAT:
         raise RunDirectoryError(f"{path} is not a checkpoint of this version ({FORMAT}); delete it to train anew")
     try:
-        model.load_state_dict(_part(tensors, "model."))
+        if model is not None:
+            model.load_state_dict(_part(tensors, "model."))
         if average is not None:
             average.load_state_dict(_part(tensors, "average."))
     except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"{path} holds another model: {error}; delete it to train anew") from error
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, value in _part(tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
+            slots.setdefault(int(index), {})[slot] = like(value, parameters[int(index)])
         optimizer.load_state_dict({"state": slots, "param_groups": json.loads(header["groups"])})
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():

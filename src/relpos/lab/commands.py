@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -61,6 +62,17 @@ Recipe = Annotated[
         help="Field of the recipe of a long training, such as devices=2, parts=8 or epochs=100; may be repeated.",
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        help="Processes that train one model together, or auto for all GPUs; short for --recipe devices=... Under "
+        "torchrun leave it out."
+    ),
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="ddp: each device holds the network; fsdp: they share it out. Short for --recipe strategy=..."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Models trained side by side; one a core by default.")]
@@ -108,6 +120,8 @@ def train(
     task_option: TaskOption = None,
     data: Data = None,
     recipe: Recipe = None,
+    devices: Devices = None,
+    strategy: Strategy = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -121,7 +135,11 @@ def train(
     own, preset = known_presets(task), preset or usual_preset(known_presets(task))
     chosen = (contestant(encoding or only_encoding(task, own.get(preset, {}))),)
     seeds = tuple(own.get(preset, {}).get("seeds", (0,)))[:1] if seed is None else (seed,)
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": seeds, **recipe_of(recipe)}
+    changes = {
+        **sizes(steps, budget, batch, rates, model, mixer),
+        "seeds": seeds,
+        **recipe_of(recipe, devices, strategy),
+    }
     plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{slug(chosen[0].label)}"), fresh, None, save_every, workers)
 
@@ -142,6 +160,8 @@ def compare(
     task_option: TaskOption = None,
     data: Data = None,
     recipe: Recipe = None,
+    devices: Devices = None,
+    strategy: Strategy = None,
     name: Name = None,
     out: Out = Path("runs"),
     fresh: Fresh = False,
@@ -160,7 +180,11 @@ def compare(
     """
     chosen = None if encodings is None else tuple(contestant(word) for word in split(encodings))
     whole = None if seeds is None else tuple(numbers(seeds, int, "seeds"))
-    changes = {**sizes(steps, budget, batch, rates, model, mixer), "seeds": whole, **recipe_of(recipe)}
+    changes = {
+        **sizes(steps, budget, batch, rates, model, mixer),
+        "seeds": whole,
+        **recipe_of(recipe, devices, strategy),
+    }
     preset = preset or usual_preset(known_presets(task))
     plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
     compare_and_report(plan, out / (name or f"{task}-{preset}"), fresh, markdown, save_every, workers)
@@ -193,8 +217,10 @@ def sizes(
     return {"steps": steps, "budget": budget, "batch": batch, "rates": chosen, "model": assignments(words) or None}
 
 
-def recipe_of(words: list[str] | None) -> dict[str, Any]:
+def recipe_of(words: list[str] | None, devices: str | None = None, strategy: str | None = None) -> dict[str, Any]:
     """What is said of the recipe, as changes of a preset; LabError for a field that there is not."""
+    short = {"devices": devices, "strategy": strategy}
+    words = [*(words or []), *(f"{name}={value}" for name, value in short.items() if value is not None)]
     if not words:
         return {}
     from relpos.lab.recipe import Recipe as Fields
@@ -229,19 +255,50 @@ def compare_and_report(
     chosen = tuple(contestant(label) for label in usual) if plan.contestants is None else plan.contestants
     labels = tuple(each.label for each in chosen)
     settings = preset(plan.preset, plan.task, labels, own, task_options=options, **plan.changes)
-    reporter = Reporter()
+    reporter = Reporter(quiet=not first_of_all())
     reporter.say("loading the training libraries")
+    from relpos.lab.recipe import Recipe as Fields
+    from relpos.lab.several import team
+    from relpos.lab.train import follow
+
+    fields = Fields.of(settings.recipe)
+    fields.check(settings.batch)
+    with team(fields.resolved()) as joined:
+        if joined is not None and not joined.leads:
+            follow(joined)
+            return
+        _run_and_publish(plan, task, settings, path, fresh, markdown, save_every, workers, reporter)
+
+
+def first_of_all() -> bool:
+    """Whether this is the one process that speaks: any but the others of torchrun."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def _run_and_publish(
+    plan: Plan,
+    task: Any,
+    settings: Any,
+    path: Path,
+    fresh: bool,
+    markdown: Path | None,
+    save_every: float,
+    workers: int | None,
+    reporter: Reporter,
+) -> None:
     from relpos.lab.compare import compare as run_comparison
     from relpos.lab.compare import without_the_unable
     from relpos.lab.environment import side_by_side
     from relpos.lab.jobs import Crew
     from relpos.lab.recipe import in_steps
+    from relpos.lab.several import launched
 
     if plan.changes["steps"] is None:
         settings = in_steps(task, settings, reporter)
     if plan.contestants is None:
         settings = without_the_unable(task, settings, reporter)
-    crew = Crew(workers or side_by_side(settings.threads), tuple(IMPORTED), save_every)
+    at_once = 1 if launched() > 1 else workers or side_by_side(settings.threads)
+    crew = Crew(at_once, tuple(IMPORTED), save_every)
     run = run_comparison(task, settings, path, reporter, fresh=fresh, command=typed_command(), crew=crew)
     publish(run, markdown, reporter)
 

@@ -21,6 +21,10 @@ from relpos.lab.errors import LabError
 from relpos.lab.preparation import prepare
 from relpos.lab.progress import Reporter
 from relpos.lab.settings import Settings
+from relpos.lab.several import launched
+from relpos.lab.shards import like
+
+STRATEGIES = ("ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Recipe:
     first, last   learning rate at the start of the warm-up and at the end of the cosine, as shares of the peak
     average       decay of an average of the weights, which is what is evaluated; None for the weights themselves
     precision     as Lightning has it: "32-true", "bf16-mixed"; "auto" is bf16 on a GPU that has it, else float32
-    devices       how many, or "auto" for all GPUs; a batch is shared out among them
+    devices       how many, or "auto" for all GPUs; a batch is shared out among them. Under torchrun: its processes
+    strategy      "ddp": every device holds the whole network; "fsdp": they share out weights, gradients and the state
+                  of the optimizer, for a network too large for one
     parts         a device takes its batch in so many parts, one after the other: less memory for the same step
     loaders       processes of each device that make batches ahead; 0 makes them where the training runs
     """
@@ -43,6 +49,7 @@ class Recipe:
     average: float | None = None
     precision: str = "32-true"
     devices: int | str = 1
+    strategy: str = "ddp"
     parts: int = 1
     loaders: int = 0
 
@@ -59,6 +66,8 @@ class Recipe:
 
     def count(self) -> int:
         """The devices that a training runs on."""
+        if launched() > 1:
+            return launched()
         if self.devices == "auto":
             return max(1, torch.cuda.device_count())
         return int(self.devices)
@@ -67,6 +76,12 @@ class Recipe:
         """LabError where a batch of this size cannot be shared out among the devices and their parts."""
         if self.parts < 1 or self.count() < 1:
             raise LabError(f"a recipe has at least one device and one part, got {self.devices} and {self.parts}")
+        if self.strategy not in STRATEGIES:
+            raise LabError(f"a strategy is {' or '.join(STRATEGIES)}, got {self.strategy!r}")
+        if launched() > 1 and self.devices not in (1, "auto", launched()):
+            raise LabError(
+                f"torchrun has started {launched()} processes, --devices says {self.devices}; leave --devices out"
+            )
         if batch % self.count():
             raise LabError(
                 f"a batch of {batch} cannot be shared out among {self.count()} devices; give a multiple, or "
@@ -80,10 +95,11 @@ class Recipe:
             accelerator="auto",
             devices=self.count(),
             strategy="ddp_spawn" if several else "auto",
-            precision=self._precision(),  # type: ignore[arg-type]
+            precision=self.resolved(),  # type: ignore[arg-type]
         )
 
-    def _precision(self) -> str:
+    def resolved(self) -> str:
+        """The precision that is meant."""
         if self.precision != "auto":
             return self.precision
         return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
@@ -120,6 +136,11 @@ class Average(nn.Module):
             else:
                 kept.copy_(value)
 
+    def share(self, network: nn.Module) -> None:
+        """Shares the average out among the processes as the network is."""
+        for index, value in enumerate(network.state_dict().values()):
+            setattr(self, f"value{index}", like(getattr(self, f"value{index}"), value))
+
     def put_into(self, network: nn.Module) -> None:
         """Loads the average into a network."""
         network.load_state_dict({name: getattr(self, f"value{index}") for index, name in enumerate(self.names)})
@@ -129,11 +150,27 @@ class _Batches(Dataset):
     """Batch number i of a run, as this device sees it: its rows are a share of the whole batch's."""
 
     def __init__(self, task: Any, seed: int, size: int, rank: int, world: int) -> None:
-        self._task, self._seed, self._size, self._rank, self._world = task, seed, size // world, rank, world
+        self._task, self._seed, self._size, self._rank, self._world = task, seed, size, rank, world
 
     def __getitem__(self, step: int) -> Any:
-        # Batch j of size s holds rows j s .. (j + 1) s, so the share of a device is a smaller batch of a later number.
-        return self._task.batch(step * self._world + self._rank, self._seed, self._size)
+        if self._world > 1 and getattr(self._task, "batches_in_parts", False):
+            # Batch j of size s holds rows j s .. (j + 1) s: the share of a device is a smaller batch of a later number.
+            return self._task.batch(step * self._world + self._rank, self._seed, self._size // self._world)
+        whole = self._task.batch(step, self._seed, self._size)
+        return whole if self._world == 1 else share(whole, self._rank, self._world)
+
+
+def share(whole: Any, rank: int, world: int) -> Any:
+    """The rows of a batch, a tensor or a tuple of them, that a device takes: equally many but for one."""
+    several = isinstance(whole, tuple | list)
+    rows = len(whole[0] if several else whole)
+    if rows < world:
+        raise LabError(f"a batch of {rows} rows cannot be shared out among {world} devices; take fewer, or more rows")
+    ends = [rows * r // world for r in range(world + 1)]
+    parts = [tensor[ends[rank] : ends[rank + 1]] for tensor in (whole if several else (whole,))]
+    if not several:
+        return parts[0]
+    return type(whole)(*parts) if hasattr(whole, "_fields") else type(whole)(parts)
 
 
 def batches(

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from relpos.lab.checkpoint import read_json, write_json
 from relpos.lab.errors import LabError, RunDirectoryError
 from relpos.lab.labels import slug
-from relpos.lab.settings import Settings
+from relpos.lab.settings import MACHINERY, Settings
 
 FORMAT = "relpos-run-2"
 LOCK = ".relpos-run.lock"
@@ -75,14 +75,14 @@ class Run:
         config = {"format": FORMAT, "settings": settings.as_dict(), "steps": steps, "data": data, **more}
         if (path / "config.json").exists():
             stored = _checked_config(path)
-            differences = _differences(stored["settings"], config["settings"], "")
+            differences = _differences(_decisive(stored["settings"]), _decisive(config["settings"]), "")
             differences += _differences(stored["data"], _plain(data), "data: ")
             if differences:
                 raise RunDirectoryError(
                     f"{path} holds a run with other settings: {'; '.join(differences)}. "
                     "Give the same settings to resume it, another --name to keep it, or --fresh to replace it"
                 )
-            return cls(path, stored)
+            return cls(path, {**stored, "settings": _plain(config["settings"])})
         write_json(path / "config.json", config)
         return cls(path, _plain(config))
 
@@ -141,6 +141,12 @@ def _checked_config(path: Path) -> dict[str, Any]:
     except (LabError, TypeError) as error:
         raise RunDirectoryError(f"{file} holds settings that cannot be used: {error}; use --fresh") from error
     return config
+
+
+def _decisive(settings: Any) -> dict[str, Any]:
+    """The settings without what only says where a training runs: a run goes on with other devices."""
+    recipe = {key: value for key, value in settings.get("recipe", {}).items() if key not in MACHINERY}
+    return {**settings, "recipe": recipe}
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from relpos.lab import labels
 from relpos.lab.errors import LabError, unknown
 
+MACHINERY = ("devices", "strategy", "loaders")  # of a recipe: where it runs, not what comes out; a run may change them
+
 
 @dataclass(frozen=True)
 class Settings:

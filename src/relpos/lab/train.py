@@ -5,6 +5,7 @@ Everything a step depends on is either a pure function of (settings, seed, step)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -21,11 +22,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from relpos.lab.checkpoint import load_checkpoint, save_checkpoint, write_atomic
-from relpos.lab.measure import parameter_groups
+from relpos.lab.checkpoint import write_atomic
 from relpos.lab.progress import Notice, Reporter
-from relpos.lab.recipe import Average, Recipe, batches
+from relpos.lab.ready import Ready, ready
+from relpos.lab.recipe import Recipe, batches
 from relpos.lab.settings import Settings
+from relpos.lab.several import CURRENT, Team, one_line, together
 from relpos.tasks.base import amount, pace
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -46,13 +48,18 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, first: floa
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM so that the loop can stop between two steps; a second one stops at once."""
+def stop_requests(echo: float = 0.0) -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM so that the loop can stop between two steps; a second one stops at once.
+
+    echo: seconds within which another one is the same again, as torchrun passes on what its processes hear themselves.
+    """
     received: list[int] = []
+    first = [0.0]
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and time.monotonic() - first[0] >= echo:
             raise KeyboardInterrupt
+        first[0] = first[0] or time.monotonic()
         received.append(number)
 
     try:
@@ -144,13 +151,20 @@ def train_model(training: Training, progress: Notice, save_every: float = SAVE_E
 
     Ctrl-C saves a checkpoint between two steps and raises KeyboardInterrupt.
     save_every: seconds between checkpoints (has no influence on the weights).
-    Where the settings have a recipe for several devices, a process of its own trains on each.
+    Where the settings have a recipe for several devices, a process of its own trains on each; under torchrun its
+    processes do, of which the first calls this and the others `follow`.
     """
     recipe = Recipe.of(training.settings.recipe)
     recipe.check(training.settings.batch)
+    if CURRENT:
+        CURRENT[0].say((training, save_every))
+        return _train(CURRENT[0].fabric, training, progress, save_every)
     if recipe.count() == 1:
         return _train(recipe.fabric(), training, progress, save_every)
-    with ignored_interrupts():  # the processes hear Ctrl-C themselves, and save before they end
+    with (
+        ignored_interrupts(),
+        one_line(recipe.count()),
+    ):  # the processes hear Ctrl-C themselves, and save before they end
         # Bound and not passed on: Lightning goes through what it passes, and stops at a frozen record.
         work = functools.partial(_train_one_of_several, training=training, save_every=save_every)
         outcome = recipe.fabric().launch(work)
@@ -159,8 +173,18 @@ def train_model(training: Training, progress: Notice, save_every: float = SAVE_E
     return _train(replace(recipe, devices=1).fabric(), training, progress, save_every)
 
 
+def follow(team: Team) -> None:
+    """What the processes beside the first one do: they train along until they are dismissed."""
+    while (order := team.say()) is not None:
+        training, save_every = order
+        torch.set_num_threads(training.settings.threads)
+        with contextlib.suppress(KeyboardInterrupt):  # the first process says what comes of it
+            _train(team.fabric, training, lambda *_: None, save_every)
+
+
 def _train_one_of_several(device: Fabric, training: Training, save_every: float) -> str:
     """A process of several; the first tells of its progress by lines."""
+    torch.set_num_threads(training.settings.threads)
     reporter = Reporter(quiet=not device.is_global_zero)
     try:
         with reporter.step(f"training on {device.world_size} devices") as step:
@@ -174,46 +198,44 @@ def _train(device: Fabric, training: Training, progress: Notice, save_every: flo
     settings, steps = training.settings, training.steps
     recipe = Recipe.of(settings.recipe)
     torch.manual_seed(training.seed)
-    network = build(training.task, settings, training.encoding)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(network, settings.weight_decay), lr=training.rate, betas=recipe.betas, eps=recipe.eps
-    )
-    training.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = training.folder / CHECKPOINT
-    state: dict[str, Any] = {"step": 0, "diverged": None}
-    wrapped, prepared = device.setup(network, optimizer)
-    average = None if recipe.average is None else Average(network, recipe.average)
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint, network, optimizer, average)
-    if state["step"] < steps and state["diverged"] is None:
-        log = Log(training.folder / "metrics.jsonl", state["step"]) if device.is_global_zero else None
-        own = (device.global_rank, device.world_size)
-        source = batches(training.task, training.seed, settings.batch, state["step"], steps, recipe.loaders, *own)
+    with together() if device.world_size > 1 else contextlib.nullcontext():
+        network = build(training.task, settings, training.encoding)
+        own = ready(device, network, recipe, training.rate, settings.weight_decay, checkpoint)
+        state = own.state
+        if device.is_global_zero:
+            training.folder.mkdir(parents=True, exist_ok=True)
+        if state["step"] < steps and state["diverged"] is None:
+            log = Log(training.folder / "metrics.jsonl", state["step"]) if device.is_global_zero else None
+            place = (device.global_rank, device.world_size)
+            source = batches(training.task, training.seed, settings.batch, state["step"], steps, recipe.loaders, *place)
 
-        def write(line: dict[str, Any]) -> None:
-            if log is not None:
-                _note(log, line, training, network, state["step"], progress)
+            def write(line: dict[str, Any]) -> None:
+                if own.evaluates:
+                    _validate(line, training, own.network, state["step"])
+                if log is not None:
+                    _note(log, line, training, state["step"], progress)
 
-        def save() -> None:
-            if log is not None:
-                save_checkpoint(checkpoint, network, optimizer, state, average)
+            def take() -> dict[str, Any]:
+                if device.world_size > 1:  # a checkpoint holds one random state, not one a process: it is drawn anew
+                    torch.manual_seed(hash((training.seed, state["step"], device.global_rank)) % 2**63)
+                line = _step(own, training, next(source), state["step"])
+                if own.average is not None and line["loss"] is not None:
+                    own.average.update(own.network)
+                return line
 
-        def take() -> dict[str, Any]:
-            if device.world_size > 1:  # a checkpoint holds one random state, not one a process: it is drawn anew
-                torch.manual_seed(hash((training.seed, state["step"], device.global_rank)) % 2**63)
-            line = _step(device, training, wrapped, prepared, next(source), state["step"])
-            if average is not None and line["loss"] is not None:
-                average.update(network)
-            return line
+            try:
+                _loop(device, state, steps, save_every, take, write, lambda: own.save(checkpoint))
+            finally:
+                if log is not None:
+                    log.close()
+        return Trained(own.finished(network if not own.sharded else build_again(training)), state["diverged"])
 
-        try:
-            _loop(device, state, steps, save_every, take, write, save)
-        finally:
-            if log is not None:
-                log.close()
-    if average is not None:
-        average.put_into(network)
-    return Trained(network, state["diverged"])
+
+def build_again(training: Training) -> nn.Module:
+    """A network of the same shape, without a trace in torch's random state."""
+    with torch.random.fork_rng():
+        return build(training.task, training.settings, training.encoding)
 
 
 def _loop(
@@ -226,7 +248,7 @@ def _loop(
     save: Callable[[], None],
 ) -> None:
     """Takes steps until the last, a loss that is no number, or Ctrl-C; saves now and then and at the end."""
-    with stop_requests() as stops:
+    with stop_requests(10.0 if CURRENT else 0.0) as stops:
         saved, first = time.monotonic(), state["step"]
         while state["step"] < steps and state["diverged"] is None:
             line = take()
@@ -241,10 +263,14 @@ def _loop(
                 raise KeyboardInterrupt
 
 
-def _note(log: Log, line: dict[str, Any], training: Training, network: nn.Module, step: int, progress: Notice) -> None:
-    """One line of the log, with the validation loss where it is due."""
+def _validate(line: dict[str, Any], training: Training, network: nn.Module, step: int) -> None:
+    """Adds the validation loss where it is due."""
     if _validates(step, training.steps, training.settings.validations) and line["loss"] is not None:
         line["validation"] = validation_loss(training.task, network)
+
+
+def _note(log: Log, line: dict[str, Any], training: Training, step: int, progress: Notice) -> None:
+    """One line of the log."""
     log.write(line)
     progress(step, training.steps, f"loss {line['loss']:.3f}" if line["loss"] is not None else "diverged")
 
@@ -256,11 +282,12 @@ def _any(device: Fabric, here: bool) -> bool:
     return bool(device.all_reduce(torch.tensor(float(here), device=device.device), reduce_op="sum"))
 
 
-def _backward(device: Fabric, task: Any, model: Any, batch: Any, parts: int) -> float:
+def _backward(own: Ready, task: Any, batch: Any, parts: int) -> float:
     """Adds the gradients of a batch, in parts where asked, and returns its loss over all devices.
 
     Where the loss is no finite number there may be no gradients.
     """
+    device, model = own.device, own.model
     if parts == 1 and device.world_size == 1:
         loss = task.loss(model, batch)
         value = float(loss.detach())
@@ -269,27 +296,31 @@ def _backward(device: Fabric, task: Any, model: Any, batch: Any, parts: int) -> 
         return value
     whole = batch if isinstance(batch, tuple | list) else (batch,)
     pieces = list(zip(*(tensor.chunk(parts) for tensor in whole)))
-    total = torch.zeros((), device=device.device)
+    total, rows = torch.zeros((), device=device.device), float(len(whole[0]))
+    if device.world_size > 1:  # gradients are averaged over devices, of which one may have a row more
+        count = torch.tensor(rows, device=device.device)
+        rows = float(device.all_reduce(count, reduce_op="sum")) / device.world_size
     for index, piece in enumerate(pieces):
-        share = len(piece[0]) / len(whole[0])
-        with device.no_backward_sync(model, enabled=device.world_size > 1 and index + 1 < len(pieces)):
+        share = len(piece[0]) / rows
+        with own.alone(index + 1 < len(pieces)):
             loss = share * task.loss(model, piece if isinstance(batch, tuple | list) else piece[0])
             device.backward(loss)
         total += loss.detach()
     return float(total if device.world_size == 1 else device.all_reduce(total, reduce_op="mean"))
 
 
-def _step(device: Fabric, training: Training, model: Any, optimizer: Any, made: Any, step: int) -> dict[str, Any]:
+def _step(own: Ready, training: Training, made: Any, step: int) -> dict[str, Any]:
     """One step of training and its line in the log; loss None means that it was not a finite number."""
+    device, optimizer = own.device, own.optimizer
     task, settings, recipe = training.task, training.settings, Recipe.of(training.settings.recipe)
     batch = device.to_device(made)
     rate = learning_rate(step, training.steps, training.rate, settings.warmup, recipe.first, recipe.last)
     for group in optimizer.param_groups:
         group["lr"] = rate
     begin = time.perf_counter()
-    value = _backward(device, task, model, batch, recipe.parts)
+    value = _backward(own, task, batch, recipe.parts)
     if math.isfinite(value):
-        device.clip_gradients(model, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        own.clip(settings.clip)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - begin

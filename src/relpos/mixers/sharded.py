@@ -253,7 +253,7 @@ class Whole:
 
     def _of_all(self, kept: Tensor) -> Tensor:
         (whole,) = gathered(self.ranks, kept.flatten(2).unsqueeze(1))
-        return whole.squeeze(1).unflatten(2, kept.shape[2:])
+        return whole.squeeze(1).reshape(*whole.shape[:1], whole.shape[2], *kept.shape[2:])
 
     def _of_queries(self, kept: Tensor) -> Tensor:
         """Own rows as the last of as many as there are keys; nobody reads the others."""

@@ -171,6 +171,8 @@ class ImageNet:
         """A network of `relpos.tasks.vision.networks`; options go to it."""
         return networks.build(network, encoding, self.train_length, 3, len(self.found.classes), large=True, **options)
 
+    batches_in_parts = True
+
     def batch(self, step: int, seed: int, size: int) -> tuple[Tensor, Tensor]:
         """Pictures (size, 3, side, side) float32 and labels: (size, classes) shares where they are mixed, else (size,).
 
