@@ -46,9 +46,10 @@ class Ready:
     @contextmanager
     def alone(self, enabled: bool) -> Iterator[None]:
         """Gradients of several parts of a batch are exchanged once, with the last. (Shards exchange those of each.)"""
-        with self.device.no_backward_sync(
-            self.model, enabled=enabled and not self.sharded and self.device.world_size > 1
-        ):
+        if self.sharded:
+            yield
+            return
+        with self.device.no_backward_sync(self.model, enabled=enabled and self.device.world_size > 1):
             yield
 
     def save(self, path: Path) -> None:

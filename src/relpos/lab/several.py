@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,6 @@ def team(precision: str) -> Iterator[Team | None]:
     finally:
         CURRENT.clear()
         if joined.leads:
-            try:
+            with suppress(LabError):  # where the others are gone already
                 joined.say(None)
-            except LabError:
-                pass  # the others are gone already
         dist.destroy_process_group()
