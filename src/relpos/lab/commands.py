@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,14 @@ Strategy = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run directory holds and begin anew.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints; 0 for one a step.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray[:ADDRESS]",
+        help="Spread the models over a Ray cluster: ray (this machine, or RAY_ADDRESS), ray:auto, ray:HOST:PORT.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Models trained side by side; one a core by default.")]
 Markdown = Annotated[Path | None, typer.Option(help="Also write the report as markdown to this file.")]
 
@@ -168,6 +177,7 @@ def compare(
     markdown: Markdown = None,
     save_every: SaveEvery = 20.0,
     workers: Workers = None,
+    on: On = None,
 ) -> None:
     """Train one model per contestant and seed, evaluate all at the task's lengths, write runs/NAME/report.html.
 
@@ -175,6 +185,8 @@ def compare(
     steps, same way to a learning rate for each. Ctrl-C and rerun resumes.
 
     Example: [bold]relpos compare chorales --encodings rope,t5,shaw --seeds 0,1 --budget 10[/bold]
+
+    Example: [bold]relpos compare chorales --on ray:auto[/bold]
 
     Example: [bold]relpos compare chorales --encodings "rope,t5\\[mixer=kernelized,encoding.max_distance=64]"[/bold]
     """
@@ -187,7 +199,7 @@ def compare(
     }
     preset = preset or usual_preset(known_presets(task))
     plan = Plan(task, with_data(task_option, data), chosen, preset, changes)
-    compare_and_report(plan, out / (name or f"{task}-{preset}"), fresh, markdown, save_every, workers)
+    compare_and_report(plan, out / (name or f"{task}-{preset}"), fresh, markdown, save_every, workers, on)
 
 
 def report(
@@ -243,7 +255,13 @@ def only_encoding(task: str, preset: Mapping[str, Any]) -> str:
 
 
 def compare_and_report(
-    plan: Plan, path: Path, fresh: bool, markdown: Path | None, save_every: float, workers: int | None
+    plan: Plan,
+    path: Path,
+    fresh: bool,
+    markdown: Path | None,
+    save_every: float,
+    workers: int | None,
+    on: str | None = None,
 ) -> None:
     """What `train` and `compare` share: settle the settings, check every name before any work, run, report."""
     from relpos.lab.settings import DEMO_ENCODINGS, preset
@@ -257,17 +275,28 @@ def compare_and_report(
     settings = preset(plan.preset, plan.task, labels, own, task_options=options, **plan.changes)
     reporter = Reporter(quiet=not first_of_all())
     reporter.say("loading the training libraries")
+    from relpos.lab.compare import compare as run_comparison
+    from relpos.lab.compare import without_the_unable
     from relpos.lab.recipe import Recipe as Fields
+    from relpos.lab.recipe import in_steps
     from relpos.lab.several import team
     from relpos.lab.train import follow
 
     fields = Fields.of(settings.recipe)
     fields.check(settings.batch)
+    if on is not None and fields.count() > 1:
+        raise LabError("--on ray trains every model on one device: leave out --devices, and torchrun")
     with team(fields.resolved()) as joined:
         if joined is not None and not joined.leads:
             follow(joined)
             return
-        _run_and_publish(plan, task, settings, path, fresh, markdown, save_every, workers, reporter)
+        if plan.changes["steps"] is None:
+            settings = in_steps(task, settings, reporter)
+        if plan.contestants is None:
+            settings = without_the_unable(task, settings, reporter)
+        with crew_of(settings, save_every, workers, on) as crew:
+            run = run_comparison(task, settings, path, reporter, fresh=fresh, command=typed_command(), crew=crew)
+        publish(run, markdown, reporter)
 
 
 def first_of_all() -> bool:
@@ -275,32 +304,21 @@ def first_of_all() -> bool:
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
-def _run_and_publish(
-    plan: Plan,
-    task: Any,
-    settings: Any,
-    path: Path,
-    fresh: bool,
-    markdown: Path | None,
-    save_every: float,
-    workers: int | None,
-    reporter: Reporter,
-) -> None:
-    from relpos.lab.compare import compare as run_comparison
-    from relpos.lab.compare import without_the_unable
+@contextmanager
+def crew_of(settings: Any, save_every: float, workers: int | None, on: str | None) -> Iterator[Any]:
+    """Who trains: processes of this machine, the one that torchrun has put first, or a cluster."""
     from relpos.lab.environment import side_by_side
     from relpos.lab.jobs import Crew
-    from relpos.lab.recipe import in_steps
     from relpos.lab.several import launched
 
-    if plan.changes["steps"] is None:
-        settings = in_steps(task, settings, reporter)
-    if plan.contestants is None:
-        settings = without_the_unable(task, settings, reporter)
-    at_once = 1 if launched() > 1 else workers or side_by_side(settings.threads)
-    crew = Crew(at_once, tuple(IMPORTED), save_every)
-    run = run_comparison(task, settings, path, reporter, fresh=fresh, command=typed_command(), crew=crew)
-    publish(run, markdown, reporter)
+    if on is None:
+        at_once = 1 if launched() > 1 else workers or side_by_side(settings.threads)
+        yield Crew(at_once, tuple(IMPORTED), save_every)
+        return
+    from relpos.lab.cluster import cluster
+
+    with cluster(on, settings) as joined:
+        yield Crew(workers or joined.slots, tuple(IMPORTED), save_every, joined)
 
 
 def publish(run: Any, markdown: Path | None, reporter: Reporter) -> None:

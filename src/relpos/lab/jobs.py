@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -42,13 +42,29 @@ class Job:
     measured: bool = True
 
 
+Finished = Callable[[Job, dict[str, Any] | None], str]
+"""Called after a job with its record, where it has one; returns what to say of it."""
+
+
+class Executor(Protocol):
+    """Performs jobs somewhere else than in processes of this machine."""
+
+    def perform(
+        self, task: Any, settings: Settings, jobs: Sequence[Job], crew: Crew, board: Board, finished: Finished
+    ) -> None:
+        """As `perform_all`, with a board on which its progress is shown."""
+        ...
+
+
 @dataclass(frozen=True)
 class Crew:
-    """How the work is spread: processes, modules that they import first, seconds between checkpoints."""
+    """How the work is spread: jobs at once, modules that workers import first, seconds between checkpoints, and who
+    performs the jobs; None: processes of this machine."""
 
     workers: int = 1
     modules: tuple[str, ...] = ()
     save_every: float = SAVE_EVERY
+    executor: Executor | None = None
 
 
 def perform(task: Any, settings: Settings, job: Job, save_every: float, progress: Notice) -> dict[str, Any] | None:
@@ -76,7 +92,7 @@ def perform_all(
     jobs: Sequence[Job],
     reporter: Reporter,
     crew: Crew,
-    finished: Callable[[Job, dict[str, Any] | None], str],
+    finished: Finished,
 ) -> None:
     """Perform every job; `finished` is called here after each and returns what to say of it.
 
@@ -85,7 +101,9 @@ def perform_all(
     if not jobs:
         return
     with Board(reporter, len(jobs)) as board:
-        if min(crew.workers, len(jobs)) == 1:
+        if crew.executor is not None:
+            crew.executor.perform(task, settings, jobs, crew, board, finished)
+        elif min(crew.workers, len(jobs)) == 1:
             with threads(settings.threads):
                 for job in jobs:
                     record = perform(task, settings, job, crew.save_every, board.notice(job))
@@ -142,6 +160,10 @@ class Board:
         self._shares[job.folder] = share
         self._overall(self._done + sum(self._shares.values()), self._count)
 
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self._reporter.say(text)
+
     def finish(self, job: Job, text: str) -> None:
         if job.folder in self._steps:
             self._steps.pop(job.folder)[1].close()
@@ -159,7 +181,7 @@ def _in_processes(
     jobs: Sequence[Job],
     crew: Crew,
     board: Board,
-    finished: Callable[[Job, dict[str, Any] | None], str],
+    finished: Finished,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     waiting, news = context.Queue(), context.Queue()
@@ -180,9 +202,7 @@ def _in_processes(
             _dismiss(workers)
 
 
-def _listen(
-    news: Any, workers: list[Any], count: int, board: Board, finished: Callable[[Job, dict[str, Any] | None], str]
-) -> None:
+def _listen(news: Any, workers: list[Any], count: int, board: Board, finished: Finished) -> None:
     """Follow the workers until all jobs are done; the first error among them is raised here."""
     while count:
         try:
