@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import tempfile
 import time
 import traceback
@@ -244,15 +245,17 @@ def serve(
     save_every: float,
     expected: dict[str, str],
 ) -> tuple[str, Any, Files]:
-    """One job on the machine that Ray has chosen: ("done", record, files), ("stopped", None, files), ("error", e, {})."""
+    """One job on the machine that Ray has chosen: how it ended ("done", "stopped", "error"), its record or what went
+    wrong, and the files of its folder."""
     import importlib
 
     task, settings = given
     if (here := versions()) != expected:
         told = ", ".join(f"{name} {here.get(name)} (there {expected.get(name)})" for name in {**here, **expected})
         return "error", LabError(f"{platform.node()} has other versions than where the comparison runs: {told}"), {}
-    for module in modules:
-        importlib.import_module(module)
+    with _found_here():
+        for module in modules:
+            importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="relpos-") as scratch, threads(settings.threads):
         folder = Path(scratch) / job.folder.name
         store(folder, files)
@@ -266,6 +269,16 @@ def serve(
             return "error", error, {}
         except Exception:
             return "error", RuntimeError(f"{job.title} failed:\n{traceback.format_exc()}"), {}
+
+
+@contextlib.contextmanager
+def _found_here() -> Iterator[None]:
+    """Modules in the working directory can be imported, as by `relpos --import`."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def _teller(mailbox: Any, name: str, folder: Path) -> Callable[[float, float, str], None]:
