@@ -111,7 +111,7 @@ class _Driver:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(mailbox()).remote()
         self.given = ray.put((self.task, self.settings))
         options = {"num_cpus": self.settings.threads, "num_gpus": self.cluster.gpus, "max_retries": 0}
         self.remote = ray.remote(**options)(serve)
@@ -198,18 +198,22 @@ class _Driver:
 LOST = object()
 
 
-class Mailbox:
-    """Where jobs leave news for the process that began them."""
+def mailbox() -> type:
+    """Where jobs leave news for the process that began them. Made here and not at the top, so that Ray sends it whole
+    and its process need not import relpos and torch."""
 
-    def __init__(self) -> None:
-        self.news: list[tuple[str, str, Any]] = []
+    class Mailbox:
+        def __init__(self) -> None:
+            self.news: list[tuple[str, str, Any]] = []
 
-    def put(self, folder: str, kind: str, what: Any) -> None:
-        self.news.append((folder, kind, what))
+        def put(self, folder: str, kind: str, what: Any) -> None:
+            self.news.append((folder, kind, what))
 
-    def take(self) -> list[tuple[str, str, Any]]:
-        taken, self.news = self.news, []
-        return taken
+        def take(self) -> list[tuple[str, str, Any]]:
+            taken, self.news = self.news, []
+            return taken
+
+    return Mailbox
 
 
 def versions() -> dict[str, str]:

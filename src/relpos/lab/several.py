@@ -69,7 +69,7 @@ def together() -> Iterator[None]:
 @contextmanager
 def one_line(count: int) -> Iterator[None]:
     """The end of one of the processes that Lightning has started, as an error of one line where that says all."""
-    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     try:
         yield
