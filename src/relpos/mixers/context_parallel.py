@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from relpos.mixers.sharded import Facts, Given, Whole, agreed
 def start(backend: str | None = None, *, timeout: float = 600.0) -> int:
     """Joins the process group that torchrun (or SLURM, or MPI through torchrun's variables) has laid out; the rank.
 
-    backend  "nccl" where there is a GPU, else "gloo"
+    backend  "nccl" where there is a GPU, else "gloo"; nccl takes the GPU of this process's number on its machine
     timeout  seconds of silence of another rank after which the others stop with an error instead of waiting on
     RuntimeError where the backend is not in this build of torch, or nothing has laid out a group.
     """
@@ -39,6 +40,8 @@ def start(backend: str | None = None, *, timeout: float = 600.0) -> int:
                 "nothing says which rank this process is and where the others are; start it by "
                 f"torchrun --nproc-per-node=N SCRIPT (reported: {error})"
             ) from error
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return dist.get_rank()
 
 

@@ -237,7 +237,9 @@ class Whole:
         content: Digest | None = None
         if isinstance(encoding, Pairwise) and encoding.needs_content:
             assert given.content is not None
-            seen = given.content if given.key_mask is None else given.content * given.key_mask.unsqueeze(-1)
+            seen = given.content
+            if given.key_mask is not None:
+                seen = seen.masked_fill(~given.key_mask.unsqueeze(-1), 0)
             kept = acting(encoding, self.parameters, lambda own: own.digest(seen))
             content = Digest(self._of_all(kept) if encoding.content_of == "all" else self._of_queries(kept))
 
