@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class Mask:
     def is_causal(self) -> bool:
         """True for exactly what fused kernels call is_causal: square, from the first token, no window."""
         return self.plain and self.right == 0 and self.left is None and self.offset == 0 and self.n_q == self.n_k
+
+    def of(self, b0: int, b1: int) -> Mask:
+        """The mask of sequences b0..b1-1."""
+        own = {
+            name: x[b0:b1]
+            for name in ("q_order", "k_order", "key_mask", "q_segments", "k_segments")
+            if (x := getattr(self, name)) is not None and x.dim() == 2 and len(x) > 1
+        }
+        return replace(self, **own) if own else self
 
     def keys(self, i0: int, i1: int) -> tuple[int, int]:
         """Smallest range j0, j1 of keys that queries i0..i1-1 may see, by order alone."""

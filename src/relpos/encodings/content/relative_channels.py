@@ -226,8 +226,8 @@ class RelativeChannels(ContentBias):
         for channel in self._each():
             for name, feature in ((channel.position, channel.feature), (channel.where, feature_of("mark"))):
                 if name is not None:
-                    states[f"q:{name}"] = State(feature.read(queries[name]), "query", 1)
-                    states[f"k:{name}"] = State(feature.read(keys[name]), "key", 1)
+                    states[f"q:{name}"] = State(feature.read(queries[name]), "query", 1, True)
+                    states[f"k:{name}"] = State(feature.read(keys[name]), "key", 1, True)
         dtype = torch.promote_types(q.dtype, torch.float32)
         dtype = dtype if not any(True for _ in self.parameters()) else torch.promote_types(dtype, self._dtype())
         for c, channel in enumerate(self._each()):
@@ -241,7 +241,7 @@ class RelativeChannels(ContentBias):
         for name, tables in (("keys", [c.keys for c in own]), ("values", [c.values for c in own])):
             found = [self._headed(table.to(dtype), q) for table in tables if table is not None]
             if found:
-                states[name] = State(torch.cat(found, 1), "whole")
+                states[name] = State(torch.cat(found, 1), "whole", batched=False)
         return states
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
@@ -289,10 +289,10 @@ class RelativeChannels(ContentBias):
         found: States = {}
         for name, numbers in (("bias", channel.bias), ("gate", channel.gate)):
             if numbers is not None:
-                found[f"{c}.{name}"] = State(numbers.to(dtype), "whole")
+                found[f"{c}.{name}"] = State(numbers.to(dtype), "whole", batched=False)
         scales = getattr(encoder, "log_scales", None)
         if scales is not None:
-            found[f"{c}.scales"] = State(scales, "whole")
+            found[f"{c}.scales"] = State(scales, "whole", batched=False)
         if isinstance(encoder, Sparse):
             unit: Tensor | None = None
             if encoder.personal:
@@ -300,18 +300,24 @@ class RelativeChannels(ContentBias):
                 assert isinstance(times, Times)
                 own = personal_unit(times)
                 unit = own.view(-1, 1, 1)
-                found[f"{c}.unit"] = State(unit, "whole")
-            if channel.keys is not None or channel.values is not None:
-                found |= self._edges(c, channel, encoder, unit, states)
+                found[f"{c}.unit"] = State(unit, "whole", batched=True)
+            found |= self._buckets(c, channel, encoder, unit, states)
         return found
 
-    def _edges(self, c: int, channel: Channel, encoder: Sparse, unit: Tensor | None, states: States) -> States:
+    def _buckets(self, c: int, channel: Channel, encoder: Sparse, unit: Tensor | None, states: States) -> States:
+        """Where buckets begin: among the keys, where these are in order, else among the numbers of the feature."""
         q, k = (states[f"{side}:{channel.position}"].tensor for side in "qk")
+        if unit is not None:
+            bounds = unit.squeeze(2) * torch.arange(1, encoder.reach + 1, device=k.device)
+        else:
+            assert channel.bounds is not None
+            bounds = torch.tensor(channel.bounds, dtype=torch.float64, device=k.device).unsqueeze(0)
         pays = channel.feature.ordered and channel.where is None and 1 < encoder.steps <= steps.MOST
-        if not (pays and q.shape[1] and k.shape[1] and steps.is_rising(k)):
-            return {}
-        edges = steps.edges_of(lambda x: encoder.step(x, unit), q, k, encoder.steps)
-        return {f"{c}.edges": State(edges, "query", 1)}
+        if pays and q.shape[1] and k.shape[1] and steps.is_rising(k):
+            edges = steps.edges_of(lambda x: encoder.step(x, unit), q, k, bounds)
+            return {f"{c}.edges": State(edges, "query", 1, True)}
+        cuts = () if channel.cuts is None else channel.cuts.tensors(k.device)
+        return {f"{c}.{name}": State(x, "whole", batched=False) for name, x in zip(("at", "below"), cuts)}
 
     def _of_keys(self, c: int, channel: Channel, q: Tensor, states: States, dtype: torch.dtype) -> States:
         assert isinstance(channel.encoder, Sparse)
@@ -320,9 +326,10 @@ class RelativeChannels(ContentBias):
         for what, table, factor in (("vectors", channel.keys, self._factor(q)), ("added", channel.values, 1.0)):
             if table is not None:
                 own = self._headed(table.to(dtype), q)[:, row].transpose(0, 1)  # (batch or 1, heads or 1, n_k, width)
-                found[f"{c}.{what}"] = State(own * factor, "key", 2)
+                found[f"{c}.{what}"] = State(own * factor, "key", 2, True)
         if channel.bias is not None:
-            found[f"{c}.numbers"] = State(channel.bias.to(dtype)[:, row].transpose(0, 1).unsqueeze(2), "key", 3)
+            numbers = channel.bias.to(dtype)[:, row].transpose(0, 1).unsqueeze(2)
+            found[f"{c}.numbers"] = State(numbers, "key", 3, True)
         return found
 
     def _rotation(self, c: int, channel: Channel, q: Tensor, k: Tensor, states: States) -> States:
@@ -339,7 +346,7 @@ class RelativeChannels(ContentBias):
             angle = encoder.angles(at - origin).unsqueeze(1)
             turned = turn(x, angle.cos(), angle.sin(), "interleaved")
             both = torch.cat([turned, -x], -1) * self._factor(q) if side == "q" else torch.cat([turned, x], -1)
-            found[f"{c}.{side}_turned"] = State(both, "query" if along == "query" else "key", 2)
+            found[f"{c}.{side}_turned"] = State(both, "query" if along == "query" else "key", 2, True)
         return found
 
     def extra_repr(self) -> str:
