@@ -55,10 +55,10 @@ class Call:
         """The call of sequences b0..b1-1 alone, of views."""
         if (b0, b1) == (0, len(self.q)):
             return self
-        own = {name: x[b0:b1] for name, x in (("q", self.q), ("k", self.k), ("v", self.v))}
+        q, k, v = (x[b0:b1] for x in (self.q, self.k, self.v))
         states = {name: state.of(b0, b1) for name, state in self.states.items()}
         mask, first = self.mask.of(b0, b1), self.first + b0
-        return replace(self, **own, states=states, mask=mask, first=first, q_pos=None, k_pos=None)
+        return replace(self, q=q, k=k, v=v, states=states, mask=mask, first=first, q_pos=None, k_pos=None)
 
     def with_states(self, tensors: Sequence[Tensor]) -> Call:
         """The same with these tensors as its states, in their order."""

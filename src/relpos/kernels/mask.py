@@ -86,6 +86,12 @@ class Mask:
             seen = same if seen is None else seen & same
         return seen
 
+    def free(self, i0: int, i1: int, j0: int, j1: int) -> int:
+        """How many of the first keys of a tile all its queries see, as far as the order alone tells."""
+        if not self.plain or self.left is not None:
+            return 0
+        return j1 - j0 if self.right is None else min(max(self.offset + i0 + self.right + 1 - j0, 0), j1 - j0)
+
     @torch.no_grad()
     def seeing(self, keys: Tensor) -> Tensor:
         """Which queries see a key of those marked in keys, bool (batch, heads, n_k): (batch, heads, n_q)."""

@@ -39,7 +39,8 @@ def parts(call: Call) -> Iterator[tuple[slice, Call]]:
     gradients of keys that stay in the cache while the tiles of a sequence add to them."""
     batch, heads, n_q, n_k = call.shape
     pairs = heads * max(1, min(QUERIES, n_q)) * max(1, min(KEYS, n_k))
-    count = max(1, min(batch, _scores(call) // pairs)) if call.divisible else batch
+    apart = call.divisible and call.q.device.type == "cpu"
+    count = max(1, min(batch, _scores(call) // pairs)) if apart else batch
     for b0 in range(0, batch, max(1, count)):
         b1 = min(b0 + count, batch)
         yield slice(b0, b1), call.of(b0, b1)
@@ -76,8 +77,11 @@ def raw_score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile:
 def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
     """The same, minus infinity where nothing is to be seen."""
     score = raw_score(call, q, k, slices, tile)
-    seen = call.mask.block(tile.i0, tile.i1, tile.j0, tile.j1, score.device)
-    return score if seen is None else score.masked_fill_(~seen, -torch.inf)
+    free = call.mask.free(tile.i0, tile.i1, tile.j0, tile.j1)
+    seen = call.mask.block(tile.i0, tile.i1, tile.j0 + free, tile.j1, score.device)
+    if seen is not None:
+        score[..., free:].masked_fill_(~seen, -torch.inf)
+    return score
 
 
 def _exp(score: Tensor) -> Tensor:

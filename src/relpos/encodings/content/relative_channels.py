@@ -47,7 +47,7 @@ class RelativeChannels(ContentBias):
 
     takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
-    burden = 4
+    burden = 1
     reads_qk = False  # True of an object with a gate or keys
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},

@@ -271,10 +271,10 @@ class Terms:
 
     def _code_by_edges(self, strides: dict[int, int]) -> Tensor:
         """sum_c stride_c row_c(pair): itself a number that is constant between edges."""
-        edges, tables = self._edges(list(strides)), []
-        for c, edge in zip(strides, edges):
-            rows = self._sparse(c).by_step(torch.arange(self._rows(c), device=edge.device) * strides[c])
-            tables.append(rows.expand(*edge.shape[:-1], -1))
+        edges = self._edges(list(strides))
+        batch, device = max(map(len, edges)), edges[0].device
+        rows = [self._sparse(c).by_step(torch.arange(self._rows(c), device=device) * strides[c]) for c in strides]
+        tables = [row.expand(batch, 1, self.tile.t_q, -1) for row in rows]
         return steps.spread(tables, edges, self.tile.t_k).squeeze(1)
 
     def _own_code(self, c: int) -> Tensor:
