@@ -11,7 +11,6 @@ from torch import Tensor
 import relpos as rp
 from relpos.kernels import hankel, tiles
 from relpos.kernels.call import Refusal
-from relpos.positions import Grid
 from tests.core.naive import ToyBias, ToyContent, ToyRow, ToyTurn, agree, gradients, inputs, naive_attention
 
 KERNELS = ["dense", "fused", "tiled", "hankel", "generic"]
@@ -315,24 +314,22 @@ def test_a_call_under_compile_equals_eager() -> None:
     torch.testing.assert_close(traced(q, k, v), rp.attention(q, k, v, encoding, causal=True), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["t5", "learned_bias", "swin"])
+@pytest.mark.parametrize("name", ["t5", "learned_bias"])
 @pytest.mark.parametrize("kernel", ["auto", "tiled"])
 def test_a_bias_is_exported(name: str, kernel: str) -> None:
-    """With positions left out, whose being consecutive `torch.export` does not let anyone see, and cells of a grid."""
-    options = {"swin": {"window": (2, 6)}, "learned_bias": {"max_lag": 4}, "t5": {"max_distance": 9}}[name]
-    encoding = rp.encoding(name, heads=2, **options).double()
-    at = {"q_pos": Grid.of(2, 6).values, "k_pos": Grid.of(2, 6).values} if name == "swin" else {}
+    """With positions left out, whose being consecutive `torch.export` does not let anyone see."""
+    encoding = rp.encoding(name, heads=2, **({"max_lag": 4} if name == "learned_bias" else {})).double()
 
     class Attend(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.encoding = encoding
 
-        def forward(self, q: Tensor, k: Tensor, v: Tensor, at: dict[str, Tensor]) -> Tensor:
-            return rp.attention(q, k, v, self.encoding, causal=name != "swin", kernel=kernel, **at)
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return rp.attention(q, k, v, self.encoding, causal=True, kernel=kernel)
 
     with torch.no_grad():
         next(encoding.parameters()).normal_()
-    program = torch.export.export(Attend(), (*inputs(1, 2, 12), at), strict=False).module()
+    program = torch.export.export(Attend(), tuple(inputs(1, 2, 12)), strict=False).module()
     again = [x + 1 for x in inputs(1, 2, 12)]
-    torch.testing.assert_close(program(*again, at), Attend()(*again, at), rtol=0, atol=1e-12)
+    torch.testing.assert_close(program(*again), Attend()(*again), rtol=0, atol=1e-12)

@@ -47,7 +47,7 @@ class RelativeChannels(ContentBias):
 
     takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
-    burden = 1
+    burden = 2
     reads_qk = False  # True of an object with a gate or keys
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},
@@ -312,8 +312,8 @@ class RelativeChannels(ContentBias):
         else:
             assert channel.bounds is not None
             bounds = torch.tensor(channel.bounds, dtype=torch.float64, device=k.device).unsqueeze(0)
-        pays = channel.feature.ordered and channel.where is None and 1 < encoder.steps <= steps.MOST
-        if pays and q.shape[1] and k.shape[1] and steps.is_rising(k):
+        ordered = channel.feature.ordered and channel.where is None and q.shape[1] and k.shape[1]
+        if ordered and steps.pays(encoder.steps, k.shape[1]) and steps.is_rising(k):
             edges = steps.edges_of(lambda x: encoder.step(x, unit), q, k, bounds)
             return {f"{c}.edges": State(edges, "query", 1, True)}
         cuts = () if channel.cuts is None else channel.cuts.tensors(k.device)

@@ -16,7 +16,8 @@ from torch import Tensor
 from relpos.positions import is_exporting
 
 AT_ONCE = 2**18  # edges looked for at a time
-MOST = 64  # steps up to which this pays
+MOST = 68  # steps up to which this is quicker than a lookup, where there are
+KEYS = 15  # keys a step
 
 
 Step = Callable[[Tensor], Tensor]
@@ -69,6 +70,11 @@ def _bisected(step: Step, q: Tensor, k: Tensor, ranks: Tensor) -> Tensor:
         high = torch.where(open_ & past, middle, high)
         low = torch.where(open_ & ~past, middle + 1, low)
     return high.to(torch.int32)
+
+
+def pays(steps: int, n_k: int) -> bool:
+    """Whether edges beat a lookup a pair: every step costs a query one jump, whatever the number of its keys."""
+    return 1 < steps <= MOST and steps * KEYS <= n_k
 
 
 def is_rising(keys: Tensor) -> bool:
