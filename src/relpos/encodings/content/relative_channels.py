@@ -38,9 +38,10 @@ class RelativeChannels(ContentBias):
     turns q and k. Positions are named, q_pos = {"index": .., "time": .., ..}: what the queries know about their time
     (the event's, or that of the request) is in q_pos alone, see `positions.query_times`.
 
-    O(n rows) memory. Keys in rising order have their index and time buckets by prefix sums between edges, all such
-    channels at once; others share a lookup as far as their rows multiply to some hundreds. Sinusoids and decays cost
-    rows products a pair. Times and places lose their origin in float64: a shift of the clock changes nothing.
+    O(n rows) memory. Keys in rising order, many a bucket, have index and time by prefix sums between the edges of
+    buckets, all such channels at once; others share a lookup as far as their rows multiply to some hundreds, with one
+    comparison a pair and channel in place of logarithms and inverse sines. Sinusoids and decays cost rows products a
+    pair. Times and places lose their origin in float64: a shift of the clock changes nothing.
     Source: the design of TiSASRec (Li et al. 2020) for any number of channels, as ReVAMP (Gupta and Bedathur 2022) has
     them for places, profiles and time; `revamp`, `tisasrec` and `stan` build their configurations.
     """
