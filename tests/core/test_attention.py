@@ -312,3 +312,24 @@ def test_a_call_under_compile_equals_eager() -> None:
     q, k, v = inputs(1, 2, 9)
     traced = torch.compile(lambda q, k, v: rp.attention(q, k, v, encoding, causal=True), backend="eager")
     torch.testing.assert_close(traced(q, k, v), rp.attention(q, k, v, encoding, causal=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["t5", "learned_bias"])
+@pytest.mark.parametrize("kernel", ["auto", "tiled"])
+def test_a_bias_is_exported(name: str, kernel: str) -> None:
+    """With positions left out, whose being consecutive `torch.export` does not let anyone see."""
+    encoding = rp.encoding(name, heads=2, **({"max_lag": 4} if name == "learned_bias" else {})).double()
+
+    class Attend(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoding = encoding
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return rp.attention(q, k, v, self.encoding, causal=True, kernel=kernel)
+
+    with torch.no_grad():
+        next(encoding.parameters()).normal_()
+    program = torch.export.export(Attend(), tuple(inputs(1, 2, 12)), strict=False).module()
+    again = [x + 1 for x in inputs(1, 2, 12)]
+    torch.testing.assert_close(program(*again), Attend()(*again), rtol=0, atol=1e-12)

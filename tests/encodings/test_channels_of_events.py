@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import relpos as rp
 from relpos.encodings.pairs import lookup, steps
+from relpos.encodings.pairs.cuts import bounds_of
 from relpos.encodings.pairs.encoders import Buckets, Edges, Linear, LogBuckets
 from relpos.encodings.pairs.features import FEATURES, personal_unit
 from relpos.positions import Index, Places, Profiles, Times
@@ -23,6 +24,13 @@ from tests.encodings.tiles import check_tiles
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RelativeChannels: Any = rp.encodings.RelativeChannels
+
+
+@pytest.fixture(autouse=True)
+def edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges wherever keys are in order, as if these few were many."""
+    monkeypatch.setattr("relpos.encodings.pairs.steps.KEYS", 0)
+
 
 # ---- golden arrays
 
@@ -82,7 +90,8 @@ def test_edges_and_lookups_agree(data: Any) -> None:
     k = torch.tensor([sorted(data.draw(numbers))], dtype=torch.float64)
     q = torch.tensor([data.draw(numbers)], dtype=torch.float64)
     x = k.unsqueeze(-2) - q.unsqueeze(-1)
-    code, edges = encoder.code(x), steps.edges_of(encoder.step, q, k, encoder.steps)
+    bounds = torch.tensor([bounds_of(lambda x: encoder.size(x, None), encoder.reach)], dtype=torch.float64)
+    code, edges = encoder.code(x), steps.edges_of(encoder.step, q, k, bounds)
     table = torch.randn(1, 2, q.shape[1], encoder.rows, dtype=torch.float64)
     local = steps.local(edges, 0, k.shape[1])
     by_steps = steps.spread([encoder.by_step(table)], [local], k.shape[1])

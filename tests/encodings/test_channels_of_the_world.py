@@ -23,6 +23,14 @@ from tests.core.test_memory import Largest
 from tests.encodings.channels_oracle import events
 
 RelativeChannels: Any = rp.encodings.RelativeChannels
+
+
+@pytest.fixture(autouse=True)
+def edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges wherever keys are in order, as if these few were many."""
+    monkeypatch.setattr("relpos.encodings.pairs.steps.KEYS", 0)
+
+
 ENCODERS: dict[str, dict[str, Any]] = {
     "buckets": {"unit": 0.5, "clip": 6},
     "edges": {"encoder": "buckets", "edges": (0.4, 2.0, 7.0)},

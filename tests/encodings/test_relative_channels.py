@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,12 @@ from tests.encodings.case import EncodingCase
 from tests.encodings.channels_oracle import brute_score, brute_values, events
 
 RelativeChannels: Any = rp.encodings.RelativeChannels
+
+
+@pytest.fixture(autouse=True)
+def edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges wherever keys are in order, as if these few were many."""
+    monkeypatch.setattr("relpos.encodings.pairs.steps.KEYS", 0)
 
 
 class ChannelsCase(EncodingCase):

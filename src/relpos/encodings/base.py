@@ -27,7 +27,7 @@ from relpos.encodings.states import State as State
 from relpos.encodings.states import States as States
 from relpos.encodings.states import Tail as Tail
 from relpos.encodings.states import Tile as Tile
-from relpos.positions import Grid, Index, Position, Positions, Times
+from relpos.positions import Grid, Index, Position, Positions, Times, is_exporting
 
 
 class Encoding(nn.Module):
@@ -234,6 +234,8 @@ class Bias(RowBias):
         return table if table is not None else super().prepare(q, k, q_pos, k_pos, content)
 
     def _table(self, q_pos: Positions, k_pos: Positions) -> States | None:
+        if is_exporting():  # how far positions reach is not known then, and so how large a table is
+            return None
         if isinstance(q_pos, Grid) and isinstance(k_pos, Grid):
             return self._grid_table(q_pos.values, k_pos.values)
         if isinstance(q_pos, Index) and isinstance(k_pos, Index) and len(q_pos) and len(k_pos):

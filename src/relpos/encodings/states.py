@@ -16,11 +16,18 @@ class State(NamedTuple):
 
     along  "query" / "key": axis `axis` has one entry a query / key; "lag": it has n_q + n_k - 1 entries, entry
            j - i + n_q - 1 belongs to query i and key j; "whole": never sliced.
+    batched  True: axis 0 is that of the sequences, with an entry for each or one for all; False: there is none;
+           None: not said, and a kernel then keeps the batch together.
     """
 
     tensor: Tensor
     along: Along
     axis: int = -1
+    batched: bool | None = None
+
+    def of(self, b0: int, b1: int) -> State:
+        """The part of sequences b0..b1-1, a view."""
+        return self if not self.batched or len(self.tensor) == 1 else self._replace(tensor=self.tensor[b0:b1])
 
 
 States = dict[str, State]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
 
@@ -20,7 +20,8 @@ from relpos.positions import Positions
 class Call:
     """Queries (batch, heads, n_q, dim), keys and values with as many heads, the term that is added, and who sees whom.
 
-    term is None where a transform has already acted on q and k, or where there is no encoding.
+    term is None where a transform has already acted on q and k, or where there is no encoding. first: the number of
+    the first sequence, where the call is a part of a larger one.
     """
 
     q: Tensor
@@ -33,6 +34,7 @@ class Call:
     q_pos: Positions | None = None
     k_pos: Positions | None = None
     dropout: Dropout | None = None
+    first: int = 0
 
     @property
     def toeplitz(self) -> bool:
@@ -43,6 +45,25 @@ class Call:
     def shape(self) -> tuple[int, int, int, int]:
         """batch, heads, n_q, n_k"""
         return *self.q.shape[:3], self.k.shape[2]
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the sequences of the batch may be taken one after another."""
+        return all(state.batched is not None for state in self.states.values())
+
+    def of(self, b0: int, b1: int) -> Call:
+        """The call of sequences b0..b1-1 alone, of views."""
+        if (b0, b1) == (0, len(self.q)):
+            return self
+        q, k, v = (x[b0:b1] for x in (self.q, self.k, self.v))
+        states = {name: state.of(b0, b1) for name, state in self.states.items()}
+        mask, first = self.mask.of(b0, b1), self.first + b0
+        return replace(self, q=q, k=k, v=v, states=states, mask=mask, first=first, q_pos=None, k_pos=None)
+
+    def with_states(self, tensors: Sequence[Tensor]) -> Call:
+        """The same with these tensors as its states, in their order."""
+        own = zip(self.states.items(), tensors, strict=True)
+        return replace(self, states={name: state._replace(tensor=tensor) for (name, state), tensor in own})
 
 
 class Refusal(ValueError):

@@ -56,6 +56,15 @@ class Mask:
         """True for exactly what fused kernels call is_causal: square, from the first token, no window."""
         return self.plain and self.right == 0 and self.left is None and self.offset == 0 and self.n_q == self.n_k
 
+    def of(self, b0: int, b1: int) -> Mask:
+        """The mask of sequences b0..b1-1."""
+        own = {
+            name: x[b0:b1]
+            for name in ("q_order", "k_order", "key_mask", "q_segments", "k_segments")
+            if (x := getattr(self, name)) is not None and x.dim() == 2 and len(x) > 1
+        }
+        return replace(self, **own) if own else self
+
     def keys(self, i0: int, i1: int) -> tuple[int, int]:
         """Smallest range j0, j1 of keys that queries i0..i1-1 may see, by order alone."""
         if self.q_order is not None or i1 <= i0:
@@ -85,6 +94,12 @@ class Mask:
         return replace(
             self, n_k=j1 - j0, offset=self.offset - j0, k_order=k_order, key_mask=key_mask, k_segments=k_segments
         )
+
+    def free(self, i0: int, i1: int, j0: int, j1: int) -> int:
+        """How many of the first keys of a tile all its queries see, as far as the order alone tells."""
+        if not self.plain or self.left is not None:
+            return 0
+        return j1 - j0 if self.right is None else min(max(self.offset + i0 + self.right + 1 - j0, 0), j1 - j0)
 
     @torch.no_grad()
     def seeing(self, keys: Tensor) -> Tensor:

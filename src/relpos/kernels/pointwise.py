@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import State, States, Tile
+from relpos.encodings.base import Tile
 from relpos.kernels import tiles
 from relpos.kernels.call import Call, computing, exactly, once
 from relpos.kernels.choose import SMALL
@@ -75,20 +76,11 @@ def _score(
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, length: float, q: Tensor, k: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
-        states = _states(call, tensors)
         out = q.new_zeros(*call.shape[:3], v.shape[-1])
         scaled = q * call.scale
-        for (i0, i1), row in tiles.blocks(call):
-            for tile in row:
-                slices = tiles.slices_of(states, tile)
-                score, _ = _score(call, scaled, k, slices, tile)
-                p = torch.nn.functional.silu(score, inplace=True).div_(length)
-                keep = tiles.kept(call, tile, p.dtype)
-                p = p if keep is None else p.mul_(keep)
-                out[:, :, i0:i1] += p @ v[:, :, tile.j0 : tile.j1]
-                extra = None if call.term is None else call.term.value_term(p, slices, tile)
-                if extra is not None:
-                    out[:, :, i0:i1] += extra
+        for rows, part in tiles.parts(call.with_states(tensors)):
+            for tile in (tile for _, row in tiles.blocks(part) for tile in row):
+                _forward_tile(part, tile, (scaled[rows], k[rows], v[rows]), length, out[rows])
         ctx.save_for_backward(q, k, v, *tensors)
         ctx.call, ctx.length = call, length
         return out
@@ -97,35 +89,36 @@ class _Tiled(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *tensors = ctx.saved_tensors
-        call: Call = ctx.call
-        states = _states(call, tensors)
-        wanted = {n for n, need in zip(states, ctx.needs_input_grad[5:], strict=True) if need}
-        total = {"q": torch.zeros_like(q), "k": torch.zeros_like(k), "v": torch.zeros_like(v)}
-        dstates = {n: torch.zeros_like(states[n].tensor) for n in wanted}
+        call: Call = ctx.call.with_states(tensors)
+        sums = tiles.Sums.zeros(call, (q, k, v), ctx.needs_input_grad[5:])
+        saved = q * call.scale, k, v, grad
         with exactly(grad):
-            for tile in (tile for _, row in tiles.blocks(call) for tile in row):
-                _backward_tile(call, tile, (q * call.scale, k, v, grad), ctx.length, states, wanted, total, dstates)
-        return None, None, total["q"], total["k"], total["v"], *(dstates.get(n) for n in states)
+            for rows, part in tiles.parts(call):
+                own, share = [x[rows] for x in saved], sums.of(rows)
+                for tile in (tile for _, row in tiles.blocks(part) for tile in row):
+                    _backward_tile(part, tile, own, ctx.length, share)
+        return None, None, *sums.in_order(call)
 
 
-def _states(call: Call, tensors: Any) -> States:
-    return {n: State(t, s.along, s.axis) for (n, s), t in zip(call.states.items(), tensors, strict=True)}
+def _forward_tile(call: Call, tile: Tile, saved: Sequence[Tensor], length: float, out: Tensor) -> None:
+    """Adds one tile's share to the output."""
+    scaled, k, v = saved
+    slices, target = tiles.slices_of(call.states, tile), out[:, :, tile.i0 : tile.i1]
+    score, _ = _score(call, scaled, k, slices, tile)
+    p = torch.nn.functional.silu(score, inplace=True).div_(length)
+    keep = tiles.kept(call, tile, p.dtype)
+    p = p if keep is None else p.mul_(keep)
+    target += p @ v[:, :, tile.j0 : tile.j1]
+    extra = None if call.term is None else call.term.value_term(p, slices, tile)
+    if extra is not None:
+        target += extra
 
 
-def _backward_tile(
-    call: Call,
-    tile: Tile,
-    saved: tuple[Tensor, ...],
-    length: float,
-    states: States,
-    wanted: set[str],
-    total: dict[str, Tensor],
-    dstates: dict[str, Tensor],
-) -> None:
+def _backward_tile(call: Call, tile: Tile, saved: Sequence[Tensor], length: float, sums: tiles.Sums) -> None:
     """Adds one tile's share to the gradients of q, k, v and the states."""
     scaled, k, v, grad = saved
     rows, keys = slice(tile.i0, tile.i1), slice(tile.j0, tile.j1)
-    slices = tiles.slices_of(states, tile)
+    slices, total = tiles.slices_of(call.states, tile), sums.tokens
     g = grad[:, :, rows]
     score, hidden = _score(call, scaled, k, slices, tile)
     gate = torch.sigmoid(score)
@@ -136,14 +129,13 @@ def _backward_tile(
     dp = g @ v[:, :, keys].mT
     found: dict[str, Tensor] = {}
     if call.term is not None and call.term.has_values:
-        found = tiles.values_gradient(call, g, p, slices, tile, wanted)
+        found = tiles.values_gradient(call, g, p, slices, tile, sums.states)
         dp += found.pop("p")
     dp = dp if keep is None else dp.mul_(keep)
     dscore = dp.mul_((1 - gate).mul_(score).add_(1).mul_(gate)).div_(length)
     dscore = dscore if hidden is None else dscore.masked_fill_(hidden, 0)
     total["q"][:, :, rows] += dscore @ k[:, :, keys] * call.scale
     total["k"][:, :, keys] += dscore.mT @ scaled[:, :, rows]
-    tiles.add(found, tile, states, wanted, total, dstates)
-    if call.term is not None and (wanted or call.term.reads_qk):
-        more = tiles.term_gradient(call, dscore, k, slices, tile, wanted)
-        tiles.add(more, tile, states, wanted, total, dstates)
+    sums.add(found, tile)
+    if call.term is not None and (sums.states or call.term.reads_qk):
+        sums.add(tiles.term_gradient(call, dscore, k, slices, tile, sums.states), tile)

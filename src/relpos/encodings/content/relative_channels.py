@@ -38,16 +38,17 @@ class RelativeChannels(ContentBias):
     turns q and k. Positions are named, q_pos = {"index": .., "time": .., ..}: what the queries know about their time
     (the event's, or that of the request) is in q_pos alone, see `positions.query_times`.
 
-    O(n rows) memory. Keys in rising order have their index and time buckets by prefix sums between edges, all such
-    channels at once; others share a lookup as far as their rows multiply to some hundreds. Sinusoids and decays cost
-    rows products a pair. Times and places lose their origin in float64: a shift of the clock changes nothing.
+    O(n rows) memory. Keys in rising order, many a bucket, have index and time by prefix sums between the edges of
+    buckets, all such channels at once; others share a lookup as far as their rows multiply to some hundreds, with one
+    comparison a pair and channel in place of logarithms and inverse sines. Sinusoids and decays cost rows products a
+    pair. Times and places lose their origin in float64: a shift of the clock changes nothing.
     Source: the design of TiSASRec (Li et al. 2020) for any number of channels, as ReVAMP (Gupta and Bedathur 2022) has
     them for places, profiles and time; `revamp`, `tisasrec` and `stan` build their configurations.
     """
 
     takes: ClassVar[tuple[type, ...]] = (Mapping, Index, Times, Places, Profiles, Labels)
     extrapolates = True
-    burden = 4
+    burden = 2
     reads_qk = False  # True of an object with a gate or keys
     reference = """@article{gupta2022revamp,
   title={Modeling Human Actions in Time-stamped Activity Sequences: Sequential Recommendation with Relative Encodings},
@@ -226,8 +227,8 @@ class RelativeChannels(ContentBias):
         for channel in self._each():
             for name, feature in ((channel.position, channel.feature), (channel.where, feature_of("mark"))):
                 if name is not None:
-                    states[f"q:{name}"] = State(feature.read(queries[name]), "query", 1)
-                    states[f"k:{name}"] = State(feature.read(keys[name]), "key", 1)
+                    states[f"q:{name}"] = State(feature.read(queries[name]), "query", 1, True)
+                    states[f"k:{name}"] = State(feature.read(keys[name]), "key", 1, True)
         dtype = torch.promote_types(q.dtype, torch.float32)
         dtype = dtype if not any(True for _ in self.parameters()) else torch.promote_types(dtype, self._dtype())
         for c, channel in enumerate(self._each()):
@@ -241,7 +242,7 @@ class RelativeChannels(ContentBias):
         for name, tables in (("keys", [c.keys for c in own]), ("values", [c.values for c in own])):
             found = [self._headed(table.to(dtype), q) for table in tables if table is not None]
             if found:
-                states[name] = State(torch.cat(found, 1), "whole")
+                states[name] = State(torch.cat(found, 1), "whole", batched=False)
         return states
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:
@@ -289,10 +290,10 @@ class RelativeChannels(ContentBias):
         found: States = {}
         for name, numbers in (("bias", channel.bias), ("gate", channel.gate)):
             if numbers is not None:
-                found[f"{c}.{name}"] = State(numbers.to(dtype), "whole")
+                found[f"{c}.{name}"] = State(numbers.to(dtype), "whole", batched=False)
         scales = getattr(encoder, "log_scales", None)
         if scales is not None:
-            found[f"{c}.scales"] = State(scales, "whole")
+            found[f"{c}.scales"] = State(scales, "whole", batched=False)
         if isinstance(encoder, Sparse):
             unit: Tensor | None = None
             if encoder.personal:
@@ -300,18 +301,24 @@ class RelativeChannels(ContentBias):
                 assert isinstance(times, Times)
                 own = personal_unit(times)
                 unit = own.view(-1, 1, 1)
-                found[f"{c}.unit"] = State(unit, "whole")
-            if channel.keys is not None or channel.values is not None:
-                found |= self._edges(c, channel, encoder, unit, states)
+                found[f"{c}.unit"] = State(unit, "whole", batched=True)
+            found |= self._buckets(c, channel, encoder, unit, states)
         return found
 
-    def _edges(self, c: int, channel: Channel, encoder: Sparse, unit: Tensor | None, states: States) -> States:
+    def _buckets(self, c: int, channel: Channel, encoder: Sparse, unit: Tensor | None, states: States) -> States:
+        """Where buckets begin: among the keys, where these are in order, else among the numbers of the feature."""
         q, k = (states[f"{side}:{channel.position}"].tensor for side in "qk")
-        pays = channel.feature.ordered and channel.where is None and 1 < encoder.steps <= steps.MOST
-        if not (pays and q.shape[1] and k.shape[1] and steps.is_rising(k)):
-            return {}
-        edges = steps.edges_of(lambda x: encoder.step(x, unit), q, k, encoder.steps)
-        return {f"{c}.edges": State(edges, "query", 1)}
+        if unit is not None:
+            bounds = unit.squeeze(2) * torch.arange(1, encoder.reach + 1, device=k.device)
+        else:
+            assert channel.bounds is not None
+            bounds = torch.tensor(channel.bounds, dtype=torch.float64, device=k.device).unsqueeze(0)
+        ordered = channel.feature.ordered and channel.where is None and q.shape[1] and k.shape[1]
+        if ordered and steps.pays(encoder.steps, k.shape[1]) and steps.is_rising(k):
+            edges = steps.edges_of(lambda x: encoder.step(x, unit), q, k, bounds)
+            return {f"{c}.edges": State(edges, "query", 1, True)}
+        cuts = () if channel.cuts is None else channel.cuts.tensors(k.device)
+        return {f"{c}.{name}": State(x, "whole", batched=False) for name, x in zip(("at", "below"), cuts)}
 
     def _of_keys(self, c: int, channel: Channel, q: Tensor, states: States, dtype: torch.dtype) -> States:
         assert isinstance(channel.encoder, Sparse)
@@ -320,9 +327,10 @@ class RelativeChannels(ContentBias):
         for what, table, factor in (("vectors", channel.keys, self._factor(q)), ("added", channel.values, 1.0)):
             if table is not None:
                 own = self._headed(table.to(dtype), q)[:, row].transpose(0, 1)  # (batch or 1, heads or 1, n_k, width)
-                found[f"{c}.{what}"] = State(own * factor, "key", 2)
+                found[f"{c}.{what}"] = State(own * factor, "key", 2, True)
         if channel.bias is not None:
-            found[f"{c}.numbers"] = State(channel.bias.to(dtype)[:, row].transpose(0, 1).unsqueeze(2), "key", 3)
+            numbers = channel.bias.to(dtype)[:, row].transpose(0, 1).unsqueeze(2)
+            found[f"{c}.numbers"] = State(numbers, "key", 3, True)
         return found
 
     def _rotation(self, c: int, channel: Channel, q: Tensor, k: Tensor, states: States) -> States:
@@ -339,7 +347,7 @@ class RelativeChannels(ContentBias):
             angle = encoder.angles(at - origin).unsqueeze(1)
             turned = turn(x, angle.cos(), angle.sin(), "interleaved")
             both = torch.cat([turned, -x], -1) * self._factor(q) if side == "q" else torch.cat([turned, x], -1)
-            found[f"{c}.{side}_turned"] = State(both, "query" if along == "query" else "key", 2)
+            found[f"{c}.{side}_turned"] = State(both, "query" if along == "query" else "key", 2, True)
         return found
 
     def extra_repr(self) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.pairs import encoders
-from relpos.encodings.pairs.encoders import HSTU_STEP, Encoder, natural, spaced
+from relpos.encodings.pairs.cuts import Cuts, bounds_of
+from relpos.encodings.pairs.encoders import HSTU_STEP, Encoder, Sparse, natural, spaced
 from relpos.encodings.pairs.features import SOURCE, feature_of
 
 ENCODERS = ("buckets", "log", "linear", "sinusoid", "decay", "rotary")
@@ -89,6 +90,9 @@ class Channel(nn.Module):
                 spaced(shortest, longest, pairs if count is None else count) if scales is None else _checked(scales)
             )
         self.encoder = _encoder(encoder, unit, clip, edges, step, start, numbers, learned, signed)
+        self.bounds = self._bounds()
+        pointwise = self.bounds is None or self.encoder.signed or feature == "mark"
+        self.cuts = None if pointwise else Cuts.of(self.bounds or ())
         self._build(dim, 1 if shared else heads)
 
     def _build(self, dim: int, heads: int | None) -> None:
@@ -102,6 +106,13 @@ class Channel(nn.Module):
         for name, value in (("bias", 0.0), ("gate", 1.0)):
             numbers = nn.Parameter(torch.full((heads or 1, rows), value)) if name in self.inject else None
             self.register_parameter(name, numbers)
+
+    def _bounds(self) -> tuple[float, ...] | None:
+        """Of one row a pair and a unit that is stated: from which raw size of its feature on each bucket counts."""
+        own, finish = self.encoder, self.feature.finish
+        if not isinstance(own, Sparse) or own.personal or self.absolute:
+            return None
+        return bounds_of(lambda raw: own.size(finish(raw), None), own.reach)
 
     @property
     def absolute(self) -> bool:

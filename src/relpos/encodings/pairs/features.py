@@ -25,15 +25,24 @@ from relpos.positions import EARTH_RADIUS_KM, Index, Labels, Places, Position, P
 SNAP = 2.0**40  # sums of products in another order differ by 1e-16: equal profiles are to share a bucket all the same
 
 
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class Feature:
-    """read: a position to one row a token, (batch or 1, n, ..); between: such rows to pairs (batch or 1, n_q, n_k)."""
+    """read: a position to one row a token, (batch or 1, n, ..); raw: such rows to pairs (batch or 1, n_q, n_k), in
+    numbers that need not be the feature yet; finish: those to the feature, never falling as they rise from 0 on."""
 
     kind: type[Position]
     read: Callable[[Position], Tensor]
-    between: Callable[[Tensor, Tensor], Tensor]
+    raw: Callable[[Tensor, Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor] = _itself
     ordered: bool = False  # a difference of numbers, so that keys in rising order have it in rising order
     signed: bool = False  # its sign matters unless one says otherwise
+
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.finish(self.raw(query, key))
 
 
 def _rows(position: Position) -> Tensor:
@@ -48,22 +57,31 @@ def _on_the_sphere(position: Position) -> Tensor:
     return torch.stack([flat * longitude.cos(), flat * longitude.sin(), latitude.sin()], -1)
 
 
-def _kilometres(query: Tensor, key: Tensor) -> Tensor:
-    """From the chord: as exact as the haversine formula for near points, with one inverse sine a pair."""
+def _chord(query: Tensor, key: Tensor) -> Tensor:
+    """The square of the way through the earth, in radii of it."""
     square: Tensor | None = None
     for axis in range(3):
         step = (key[..., axis].unsqueeze(-2) - query[..., axis].unsqueeze(-1)).square_()
         square = step if square is None else square.add_(step)
     assert square is not None
-    return square.sqrt_().div_(2).clamp_(max=1).asin_().mul_(2 * EARTH_RADIUS_KM)
+    return square
+
+
+def _kilometres(chord: Tensor) -> Tensor:
+    """As exact as the haversine formula for near points, with one inverse sine a pair."""
+    return chord.sqrt().div_(2).clamp_(max=1).asin_().mul_(2 * EARTH_RADIUS_KM)
 
 
 def _directions(position: Position) -> Tensor:
     return torch.nn.functional.normalize(_rows(position), dim=-1)
 
 
-def _dissimilarity(query: Tensor, key: Tensor) -> Tensor:
-    return (1 - query @ key.mT).mul_(SNAP).round_().div_(SNAP).clamp_(0, 2)
+def _apart(query: Tensor, key: Tensor) -> Tensor:
+    return 1 - query @ key.mT
+
+
+def _snapped(apart: Tensor) -> Tensor:
+    return (apart * SNAP).round_().div_(SNAP).clamp_(0, 2)
 
 
 def _same(query: Tensor, key: Tensor) -> Tensor:
@@ -77,8 +95,8 @@ def _own(query: Tensor, key: Tensor) -> Tensor:
 FEATURES: dict[str, Feature] = {
     "index": Feature(Index, _rows, Position.between, ordered=True, signed=True),
     "time": Feature(Times, _rows, Position.between, ordered=True),
-    "place": Feature(Places, _on_the_sphere, _kilometres),
-    "profile": Feature(Profiles, _directions, _dissimilarity),
+    "place": Feature(Places, _on_the_sphere, _chord, _kilometres),
+    "profile": Feature(Profiles, _directions, _apart, _snapped),
     "mark": Feature(Labels, _rows, _same),
     "key": Feature(Index, _rows, _own),
 }

@@ -6,7 +6,8 @@ sum over pairs each cost the same for one channel as for all that fit.
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 ROWS = 256  # rows of a joint table a query, up to which making it is cheap beside the pairs
@@ -27,11 +28,9 @@ def grouped(rows: list[int], most: int) -> list[list[int]]:
     return groups
 
 
-def joint_code(codes: list[Tensor], rows: list[int]) -> Tensor:
-    code = codes[0]
-    for other, count in zip(codes[1:], rows[1:]):
-        code = other.add(code, alpha=count)
-    return code
+def strides(rows: list[int]) -> list[int]:
+    """What each code counts for in the joint one."""
+    return [math.prod(rows[index + 1 :]) for index in range(len(rows))]
 
 
 def joint_table(tables: list[Tensor]) -> Tensor:
@@ -68,7 +67,5 @@ def totals(pairs: Tensor, code: Tensor, rows: int) -> Tensor:
     if len(code) == 1:
         pairs = pairs.sum(0, keepdim=True)
     by_head = pairs.transpose(0, 1).flatten(1)
-    flat = code.flatten()
-    if pairs.is_cuda:
-        return by_head.new_zeros(len(by_head), rows).index_add_(1, flat, by_head)
-    return torch.stack([torch.bincount(flat, row, rows) for row in by_head]).to(pairs.dtype)
+    sums = by_head.new_zeros(len(by_head), rows)
+    return sums.scatter_add_(1, code.flatten().expand(len(by_head), -1), by_head)

@@ -2,7 +2,8 @@
 
 Keys in rising order have their differences to a query in rising order too, so a bucket is a range of keys. Laying one
 number a bucket out over the pairs is then one running sum over the jumps at the edges, and summing pairs by bucket
-one running sum of them, read at the edges; either serves all channels at once, where gathers cost one a channel.
+one running sum of them, read at the edges; either serves all channels at once, where gathers cost one a channel. The
+bucket itself is such a number too.
 """
 
 from __future__ import annotations
@@ -15,32 +16,65 @@ from torch import Tensor
 from relpos.positions import is_exporting
 
 AT_ONCE = 2**18  # edges looked for at a time
-MOST = 64  # steps up to which this pays
+MOST = 68  # steps up to which this is quicker than a lookup, where there are
+KEYS = 15  # keys a step
 
 
-def edges_of(step: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, steps: int) -> Tensor:
-    """For query values (rows, n_q) and rising key values (rows, n_k): the first key of step 1, 2, .., steps - 1 or of
-    any later one, n_k where there is none; int32 (rows, n_q, steps - 1). By bisection, with `step` itself as judge, so
-    that a pair belongs to the same bucket whichever way it is found. O(n_q steps log n_k)."""
-    rows = max(len(q), len(k))
+Step = Callable[[Tensor], Tensor]
+
+
+def edges_of(step: Step, q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
+    """For query values (rows, n_q) and rising key values (rows, n_k): the first key of step 1, 2, .. or of any later
+    one, n_k where there is none; int32 (rows, n_q, 2 reach). bounds (rows or 1, reach), float64: about where sizes
+    begin. `step` itself is judge, so that a pair belongs to the same bucket whichever way it is found: where the bounds
+    miss an edge, by rounding, it is bisected. O(n_q reach log n_k)."""
+    rows, reach = max(len(q), len(k)), bounds.shape[-1]
     q, k = q.expand(rows, -1), k.expand(rows, -1).contiguous()
-    n_k = k.shape[1]
-    ranks = torch.arange(1, steps, device=q.device)
-    chunk = max(1, AT_ONCE // max(1, rows * (steps - 1)))
+    ranks = torch.arange(1, 2 * reach + 1, device=q.device)
+    chunk = max(1, AT_ONCE // max(1, rows * 2 * reach))
     found = []
     for i0 in range(0, q.shape[1], chunk):
-        part = q[:, i0 : i0 + chunk]
-        low = torch.zeros(*part.shape, steps - 1, dtype=torch.int64, device=q.device)
-        high = torch.full_like(low, n_k)
-        for _ in range(n_k.bit_length()):
-            middle = (low + high) // 2
-            keys = k.gather(1, middle.clamp(max=n_k - 1).flatten(1)).view_as(middle)
-            past = step(keys - part.unsqueeze(-1)) >= ranks
-            open_ = low < high
-            high = torch.where(open_ & past, middle, high)
-            low = torch.where(open_ & ~past, middle + 1, low)
-        found.append(high.to(torch.int32))
-    return torch.cat(found, 1) if found else q.new_zeros(rows, 0, steps - 1, dtype=torch.int32)
+        part = q[:, i0 : i0 + chunk, None]
+        edges = _guessed(part, k, bounds.unsqueeze(1))
+        found.append(edges if _right(step, part, k, ranks, edges) else _bisected(step, part, k, ranks))
+    return torch.cat(found, 1) if found else q.new_zeros(rows, 0, 2 * reach, dtype=torch.int32)
+
+
+def _guessed(q: Tensor, k: Tensor, bounds: Tensor) -> Tensor:
+    keys = k.to(torch.float64)
+    before = torch.searchsorted(keys, (q - bounds.flip(-1)).flatten(1), right=True, out_int32=True)
+    after = torch.searchsorted(keys, (q + bounds).flatten(1), out_int32=True)
+    shape = (*q.shape[:2], -1)
+    return torch.cat([before.view(shape), after.view(shape)], -1)
+
+
+def _past(step: Step, q: Tensor, k: Tensor, ranks: Tensor, at: Tensor) -> Tensor:
+    """Whether the key there has the step of its rank, or a later one."""
+    return step(k.gather(1, at.flatten(1)).view_as(at) - q) >= ranks
+
+
+def _right(step: Step, q: Tensor, k: Tensor, ranks: Tensor, edges: Tensor) -> bool:
+    n_k, at = k.shape[1], edges.to(torch.int64)
+    here = _past(step, q, k, ranks, at.clamp(max=n_k - 1)) | (at == n_k)
+    before = _past(step, q, k, ranks, (at - 1).clamp_(min=0)) & (at > 0)
+    return bool((here & ~before).all())
+
+
+def _bisected(step: Step, q: Tensor, k: Tensor, ranks: Tensor) -> Tensor:
+    n_k = k.shape[1]
+    low = torch.zeros(*q.shape[:2], len(ranks), dtype=torch.int64, device=q.device)
+    high = torch.full_like(low, n_k)
+    for _ in range(n_k.bit_length()):
+        middle = (low + high) // 2
+        past, open_ = _past(step, q, k, ranks, middle.clamp(max=n_k - 1)), low < high
+        high = torch.where(open_ & past, middle, high)
+        low = torch.where(open_ & ~past, middle + 1, low)
+    return high.to(torch.int32)
+
+
+def pays(steps: int, n_k: int) -> bool:
+    """Whether edges beat a lookup a pair: every step costs a query one jump, whatever the number of its keys."""
+    return 1 < steps <= MOST and steps * KEYS <= n_k
 
 
 def is_rising(keys: Tensor) -> bool:
@@ -64,7 +98,8 @@ def spread(tables: list[Tensor], edges: list[Tensor], t_k: int) -> Tensor:
         places.append(edge.clamp(max=t_k - 1).expand(*table.shape[:-1], -1))
     assert first is not None
     jump = torch.cat(jumps, -1)
-    whole = torch.cat([first, jump.new_zeros(*jump.shape[:-1], t_k - 1)], -1)
+    whole = jump.new_zeros(*jump.shape[:-1], t_k)
+    whole[..., :1] = first
     return whole.scatter_add_(-1, torch.cat(places, -1), jump).cumsum(-1)
 
 

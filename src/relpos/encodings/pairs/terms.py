@@ -5,7 +5,8 @@ A kernel slices (c: number of a channel; rows: of its table)
     q:<position>, k:<position>   raw positions of queries and keys
     keys, values (heads or 1, rows of all channels that have them, width)
     <c>.bias, <c>.gate (heads or 1, rows); <c>.scales learned units; <c>.unit (batch, 1, 1) personal ones
-    <c>.edges (batch or 1, n_q, steps - 1)       where the keys are in rising order, see `steps`
+    <c>.edges (batch or 1, n_q, steps - 1)       where the keys are in rising order, see `steps`; else
+    <c>.at, <c>.below (bins,)                    where its buckets are found by `cuts`, in raw numbers of the feature
     <c>.vectors, <c>.added (batch or 1, heads or 1, n_k, width), <c>.numbers (batch or 1, heads, 1, n_k)  of the key
     <c>.q_turned, <c>.k_turned (batch, heads, n, width)   whose product is what a rotation adds
 """
@@ -236,8 +237,11 @@ class Terms:
     # ---- pairs
 
     def _x(self, c: int) -> Tensor:
-        channel = self.channels[c]
-        return channel.feature.between(self._places[f"q:{channel.position}"], self._places[f"k:{channel.position}"])
+        return self.channels[c].feature.between(*self._ends(c))
+
+    def _ends(self, c: int) -> tuple[Tensor, Tensor]:
+        name = self.channels[c].position
+        return self._places[f"q:{name}"], self._places[f"k:{name}"]
 
     def _live(self, c: int) -> Tensor | None:
         name = self.channels[c].where
@@ -249,19 +253,44 @@ class Terms:
         return [steps.local(self._places[f"{c}.edges"], self.tile.j0, self.tile.t_k) for c in channels]
 
     def _code(self, group: tuple[int, ...]) -> Tensor:
+        """The joint code of the channels, (batch or 1, t_q, t_k)."""
         if group not in self._codes:
-            if len(group) > 1:
-                code = lookup.joint_code([self._code((c,)) for c in group], [self._rows(c) for c in group])
-            else:
-                code = self._sparse(group[0]).code(self._x(group[0]), self._places.get(f"{group[0]}.unit"))
-                live = self._live(group[0])
-                code = code if live is None else code.masked_fill(~live, self._rows(group[0]) - 1)
+            strides = dict(zip(group, lookup.strides([self._rows(c) for c in group])))
+            stepped = [c for c in group if f"{c}.edges" in self._places]
+            if len(group) == 1 and not stepped:
+                self._codes[group] = self._own_code(group[0])
+                return self._codes[group]
+            code = self._code_by_edges({c: strides[c] for c in stepped}) if stepped else None
+            for c in group:
+                if c not in stepped:
+                    own = self._code((c,))
+                    code = own * strides[c] if code is None else code.add(own, alpha=strides[c])
+            assert code is not None
             self._codes[group] = code
         return self._codes[group]
 
+    def _code_by_edges(self, strides: dict[int, int]) -> Tensor:
+        """sum_c stride_c row_c(pair): itself a number that is constant between edges."""
+        edges = self._edges(list(strides))
+        batch, device = max(map(len, edges)), edges[0].device
+        rows = [self._sparse(c).by_step(torch.arange(self._rows(c), device=device) * strides[c]) for c in strides]
+        tables = [row.expand(batch, 1, self.tile.t_q, -1) for row in rows]
+        return steps.spread(tables, edges, self.tile.t_k).squeeze(1)
+
+    def _own_code(self, c: int) -> Tensor:
+        channel, at = self.channels[c], self._places.get(f"{c}.at")
+        if at is None or channel.cuts is None:
+            code = self._sparse(c).code(self._x(c), self._places.get(f"{c}.unit"))
+        else:
+            raw = channel.feature.raw(*self._ends(c)).to(at.dtype)
+            raw = raw.abs() if channel.feature.ordered else raw
+            code = channel.cuts.size(raw, at, self._places[f"{c}.below"])
+        live = self._live(c)
+        return code if live is None else code.masked_fill(~live, self._rows(c) - 1)
+
 
 def _is_place(name: str) -> bool:
-    return name[:2] in ("q:", "k:") or name.endswith((".edges", ".unit"))
+    return name[:2] in ("q:", "k:") or name.endswith((".edges", ".at", ".below", ".unit"))
 
 
 def _row(numbers: Tensor) -> Tensor:
