@@ -16,7 +16,7 @@ from relpos.kernels.call import exactly
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
 from relpos.mixers.request import Content, Digest, Request
-from relpos.positions import Grid, Index, Positions, as_positions, is_exporting
+from relpos.positions import Grid, Index, Positions, as_positions, is_traced
 
 Window = int | tuple[int | None, int | None]
 
@@ -253,9 +253,10 @@ def rate(dropout: float) -> float:
     return float(dropout)
 
 
-def _seed(generator: torch.Generator | None) -> int:
+def _seed(generator: torch.Generator | None) -> int | Tensor:
     device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
+    drawn = torch.randint(2**31 - 1, (), generator=generator, device=device)
+    return drawn if is_traced() else int(drawn)
 
 
 def _content(encoding: Encoding | None, content: Content, key_mask: Tensor | None, batch: int, n_k: int) -> Content:
@@ -346,7 +347,7 @@ def check_key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.
         )
     if key_mask.shape != (batch, n_k):
         raise ValueError(f"key_mask has shape (batch, n_k) = ({batch}, {n_k}), got {tuple(key_mask.shape)}")
-    return None if not is_exporting() and bool(key_mask.all()) else key_mask
+    return None if not is_traced() and bool(key_mask.all()) else key_mask
 
 
 def _segments(

@@ -26,6 +26,7 @@ from relpos.positions.kinds import (
     Profiles,
     Times,
     is_exporting,
+    is_traced,
 )
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "Times",
     "as_positions",
     "is_exporting",
+    "is_traced",
     "query_times",
 ]
