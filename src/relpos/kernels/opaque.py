@@ -27,6 +27,7 @@ from relpos.kernels.mask import Mask
 from relpos.positions import is_exporting, is_traced
 
 NONE = -1  # the handle of no term
+TWICE = 'the gradient of this attention kernel is differentiated again, which it does not support; kernel="dense" does'
 
 
 def wanted() -> bool:
@@ -49,12 +50,20 @@ def attend(call: Call, way: str = "tiled") -> Tensor:
     dtype = computing(call.q.dtype)
     mask, drop = call.mask, call.dropout
     spec = ";".join(f"{name},{state.along},{state.axis}" for name, state in call.states.items())
-    out, _ = _attend(
-        call.q.to(dtype), call.k.to(dtype), call.v.to(dtype), [state.tensor for state in call.states.values()],
+    states = [state.tensor for state in call.states.values()]
+    q, k, v = (x.to(dtype) for x in (call.q, call.k, call.v))
+    optional = (
         mask.q_order, mask.k_order, mask.key_mask, mask.q_segments, mask.k_segments,
-        None if drop is None else torch.as_tensor(drop.seed), 0.0 if drop is None else drop.rate,
-        NONE if term is None else term.handle, spec, way, call.scale, mask.offset, mask.left, mask.right,
+        None if drop is None else torch.as_tensor(drop.seed),
     )  # fmt: skip
+    rest = (
+        0.0 if drop is None else drop.rate, NONE if term is None else term.handle, spec, way, call.scale, mask.offset,
+        mask.left, mask.right,
+    )  # fmt: skip
+    if is_traced():
+        out, _ = _attend(q, k, v, states, *optional, *rest)
+    else:
+        out, _ = _Attend.apply(q, k, v, *optional, rest, *states)  # type: ignore[no-untyped-call]
     return out.to(call.q.dtype)
 
 
@@ -331,23 +340,78 @@ def lost(mask: Mask, bad: Tensor, bad_q: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def _each(op: Any) -> Callable[..., Any]:
+Dims = tuple[Any, ...]
+
+
+def _mapped(function: Any, size: int, in_dims: Dims, args: tuple[Any, ...]) -> tuple[Any, Any]:
     """The rule for torch.vmap: one call after the other, each in its own O(n) memory."""
 
-    def mapped(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        def at(x: Any, dim: Any, index: int) -> Any:
-            if isinstance(x, list | tuple):
-                return [at(one, None if dim is None else dim[i], index) for i, one in enumerate(x)]
-            return x.select(dim, index) if isinstance(x, Tensor) and dim is not None else x
+    def at(x: Any, dim: int | None, index: int) -> Any:
+        return x.select(dim, index) if isinstance(x, Tensor) and dim is not None else x
 
-        done = [op(*(at(x, d, i) for x, d in zip(args, in_dims, strict=True))) for i in range(info.batch_size)]
-        if isinstance(done[0], Tensor):
-            return torch.stack(done), 0
-        stacked = type(done[0])(torch.stack(parts) for parts in zip(*done, strict=True))
-        return stacked, type(done[0])(0 for _ in stacked)
-
-    return mapped
+    done = [function.apply(*(at(x, d, i) for x, d in zip(args, in_dims, strict=True))) for i in range(size)]
+    stacked = tuple(torch.stack(parts) for parts in zip(*done, strict=True))
+    return stacked, (0,) * len(stacked)
 
 
-for _op in (_attend, _attend_backward, _lost):
-    _op.register_vmap(_each(_op))
+class _Attend(torch.autograd.Function):
+    """The operator for torch.func, whose transforms do not know the derivatives of operators."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = _attend(q, k, v, list(more[7:]), *more[:6], *more[6])
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        tensors = (*inputs[:9], *inputs[10:])
+        ctx.save_for_backward(*output, *(x for x in tensors if x is not None))
+        ctx.there, ctx.rest = [x is not None for x in tensors], inputs[9]
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        out, lse, *saved = ctx.saved_tensors
+        there = iter(saved)
+        tensors = [next(there) if given else None for given in ctx.there]
+        wanted = tuple(ctx.needs_input_grad[10:])
+        found = _Backward.apply(grad, out, lse, wanted, ctx.rest, *tensors)  # type: ignore[no-untyped-call]
+        states = [g if need else None for g, need in zip(found[3:], wanted, strict=True)]
+        return *found[:3], *[None] * 7, *states
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
+        return _mapped(_Attend, info.batch_size, in_dims, args)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            'the tiled kernels have no forward-mode derivative (torch.func.jvp, jacfwd, hessian); kernel="dense" has '
+            "every derivative, in n_q x n_k memory"
+        )
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        grad: Tensor, out: Tensor, lse: Tensor, wanted: tuple[bool, ...], rest: Any, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        return tuple(
+            _attend_backward(grad, out, lse, list(wanted), *tensors[:3], list(tensors[9:]), *tensors[3:9], *rest)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(TWICE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
+        return _mapped(_Backward, info.batch_size, in_dims, args)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(TWICE)
