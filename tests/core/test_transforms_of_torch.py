@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 import relpos as rp
 from relpos.encodings.registry import fitted
 
+ROOT = Path(__file__).parents[2]
 KNOWN = {"heads": 2, "dim": 8, "model_dim": 16, "causal": True}
 SIZES = [9, 300]  # the plain formula, and tiles
 
@@ -76,7 +78,7 @@ def test_an_ensemble(name: str, n: int) -> None:
 def test_what_has_no_derivative_says_so() -> None:
     inputs = tuple(qkv(300, 1))
     module = Attends("t5")
-    with pytest.raises(NotImplementedError, match='no forward-mode derivative .* kernel="dense" has'):
+    with pytest.raises(NotImplementedError, match=r'no forward-mode derivative .* kernel="dense" has'):
         jvp(module, inputs, inputs)
     once = grad(lambda q: module(q, *inputs[1:]).square().sum())
     with pytest.raises(RuntimeError, match='differentiated again, which it does not support; kernel="dense" does'):
@@ -123,3 +125,48 @@ def test_autocast_in_multihead_attention(name: str | None) -> None:
     torch.testing.assert_close(got.float(), outside, rtol=5e-2, atol=2e-2)
     got.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+# ---- torch.export
+
+PLAIN = ["nope", "rope", "rope_pool", "permuteformer", "flt", "cosformer", "sinusoidal", "learned"]
+LAGS = ["alibi", "t5", "kerple", "learned_bias", "sandwich", "hype"]
+PAIRS = ["shaw", "music_transformer", "deberta", "low_rank_logits", "fire", "fox", "relative_channels"]
+NOT = ["xpos", "sine_spe", "conv_spe", "fstripe", "transformer_xl"]  # docs/compile.md says why
+
+
+def exported(name: str, kernel: str) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    torch.manual_seed(0)
+    network = rp.models.Transformer(11, 16, 1, 2, name, kernel=kernel).eval()
+    shapes = {"tokens": {1: torch.export.Dim("n", min=3, max=4096)}}
+    return network, torch.export.export(network, (torch.randint(11, (1, 40)),), dynamic_shapes=shapes, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [*((n, "auto") for n in PLAIN + LAGS), *((n, "dense") for n in ["t5", *PAIRS])]
+)
+def test_an_exported_network_serves_other_lengths(name: str, kernel: str) -> None:
+    """kernel="auto" keeps its memory linear; "dense" is plain operators, which run without this library."""
+    network, program = exported(name, kernel)
+    for n in (7, 90):
+        tokens = torch.randint(11, (1, n))
+        torch.testing.assert_close(program.module()(tokens), network(tokens), rtol=1e-5, atol=1e-6)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    own = {target for target in called if target.startswith("relpos")}
+    assert own == ({"relpos.attend.default"} if kernel == "auto" and name in LAGS else set())
+
+
+@pytest.mark.parametrize("name", ["shaw", "fire"])
+def test_what_a_program_cannot_hold(name: str) -> None:
+    with pytest.raises(ValueError, match='an exported program cannot hold; kernel="dense" exports its definition'):
+        exported(name, "auto")
+
+
+def test_every_encoding_is_exported_or_said_not_to_be() -> None:
+    """Of those that stand on the positions that a Transformer gives by itself."""
+    known, document = {*PLAIN, *LAGS, *PAIRS, *NOT}, (ROOT / "docs/compile.md").read_text()
+    for name in rp.names():
+        if name not in known:
+            with pytest.raises((TypeError, ValueError)):
+                rp.models.Transformer(11, 16, 1, 2, name)(torch.randint(11, (1, 9)))
+    assert all(f"`{name}`" in document for name in NOT)

@@ -106,7 +106,7 @@ def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
     """First query position minus first key position where both run in steps of one, alike in every row; else None."""
     if not (isinstance(q_pos, Index) and isinstance(k_pos, Index)):
         return None
-    if q_pos.start is not None and k_pos.start is not None and len(q_pos) and len(k_pos):
+    if q_pos.start is not None and k_pos.start is not None and q_pos.values.numel() and k_pos.values.numel():
         return q_pos.start - k_pos.start
     q_start, k_start = q_pos.run_start(), k_pos.run_start()
     if q_start is None or k_start is None:
@@ -377,7 +377,7 @@ class Absolute(Encoding):
         position = Index.arange(x.shape[-2], device=x.device) if pos is None else pos
         self.check_positions(position)
         assert isinstance(position, Index | Times | Grid)
-        if len(position) != x.shape[-2]:
+        if position.values.shape[position.axis] != x.shape[-2]:
             raise ValueError(f"{len(position)} positions for {x.shape[-2]} tokens")
         return position.values
 

@@ -44,8 +44,8 @@ def attend(call: Call, way: str = "tiled") -> Tensor:
     term = None if call.term is None or call.toeplitz else call.term
     if term is not None and is_exporting():
         raise Refusal(
-            f'the tiles of {type(term).__name__} are Python code, which an exported program cannot hold; kernel="dense" '
-            "exports its definition, n_q x n_k, in plain operators"
+            f"the tiles of {type(term).__name__} are Python code, which an exported program cannot hold; "
+            'kernel="dense" exports its definition, n_q x n_k, in plain operators'
         )
     dtype = computing(call.q.dtype)
     mask, drop = call.mask, call.dropout
@@ -92,9 +92,7 @@ def _call(
     for part, tensor in zip(spec.split(";") if spec else (), states, strict=True):
         name, along, axis = part.split(",")
         named[name] = State(tensor, along, int(axis))  # type: ignore[arg-type]
-    mask = Mask(
-        q.shape[2], k.shape[2], offset, left, right, q_order, k_order, _some(key_mask), q_segments, k_segments
-    )
+    mask = Mask(q.shape[2], k.shape[2], offset, left, right, q_order, k_order, _some(key_mask), q_segments, k_segments)
     own: Pairwise | None = None
     if term != NONE:
         found = handled(term)
@@ -320,9 +318,7 @@ def _lost(
 ) -> Tensor:
     if not bool(bad.any() | bad_q.any()):
         return torch.zeros_like(bad_q)
-    mask = Mask(
-        bad_q.shape[-1], bad.shape[-1], offset, left, right, q_order, k_order, key_mask, q_segments, k_segments
-    )
+    mask = Mask(bad_q.shape[-1], bad.shape[-1], offset, left, right, q_order, k_order, key_mask, q_segments, k_segments)
     return mask.seeing(bad) | (bad_q & mask.seeing(torch.ones_like(bad)))
 
 
