@@ -53,7 +53,7 @@ class Encoding(nn.Module):
         self._numbered()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._numbered()  # a copy is another object
 
     def _numbered(self) -> None:

@@ -61,9 +61,9 @@ def attend(call: Call, way: str = "tiled") -> Tensor:
         mask.left, mask.right,
     )  # fmt: skip
     if is_traced():
-        out, _ = _attend(q, k, v, states, *optional, *rest)
+        out: Tensor = _attend(q, k, v, states, *optional, *rest)[0]
     else:
-        out, _ = _Attend.apply(q, k, v, *optional, rest, *states)  # type: ignore[no-untyped-call]
+        out = _Attend.apply(q, k, v, *optional, rest, *states)[0]  # type: ignore[no-untyped-call]
     return out.to(call.q.dtype)
 
 
