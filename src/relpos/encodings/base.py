@@ -14,7 +14,9 @@ autograd, in memory linear in the lengths) and pure functions of slices of them:
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +29,10 @@ from relpos.encodings.states import State as State
 from relpos.encodings.states import States as States
 from relpos.encodings.states import Tail as Tail
 from relpos.encodings.states import Tile as Tile
-from relpos.positions import Grid, Index, Position, Positions, Times, is_exporting
+from relpos.positions import Grid, Index, Position, Positions, Times, is_traced
+
+_LIVE: weakref.WeakValueDictionary[int, Encoding] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
 
 
 class Encoding(nn.Module):
@@ -42,6 +47,18 @@ class Encoding(nn.Module):
     learned: ClassVar[bool] = True  # has parameters
     shared: ClassVar[bool] = False  # defined with one module for all layers of a network
     has_factors: ClassVar[bool] = False  # exactly of finite rank: see encodings/channels.py
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbered()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._numbered()  # a copy is another object
+
+    def _numbered(self) -> None:
+        self.handle = next(_NUMBERS)
+        _LIVE[self.handle] = self
 
     def cite(self) -> str:
         """BibTeX of the method's source."""
@@ -74,10 +91,23 @@ class Encoding(nn.Module):
             )
 
 
+def handled(number: int) -> Encoding:
+    """The encoding whose `handle` this is; a compiled program holds the number in the place of the object."""
+    found = _LIVE.get(number)
+    if found is None:
+        raise RuntimeError(
+            f"this program computes with encoding {number} of the process that made it, which is gone; make the "
+            "program again"
+        )
+    return found
+
+
 def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
     """First query position minus first key position where both run in steps of one, alike in every row; else None."""
     if not (isinstance(q_pos, Index) and isinstance(k_pos, Index)):
         return None
+    if q_pos.start is not None and k_pos.start is not None and q_pos.values.numel() and k_pos.values.numel():
+        return q_pos.start - k_pos.start
     q_start, k_start = q_pos.run_start(), k_pos.run_start()
     if q_start is None or k_start is None:
         return None
@@ -234,7 +264,7 @@ class Bias(RowBias):
         return table if table is not None else super().prepare(q, k, q_pos, k_pos, content)
 
     def _table(self, q_pos: Positions, k_pos: Positions) -> States | None:
-        if is_exporting():  # how far positions reach is not known then, and so how large a table is
+        if is_traced():  # its size depends on values
             return None
         if isinstance(q_pos, Grid) and isinstance(k_pos, Grid):
             return self._grid_table(q_pos.values, k_pos.values)
@@ -349,7 +379,7 @@ class Absolute(Encoding):
         position = Index.arange(x.shape[-2], device=x.device) if pos is None else pos
         self.check_positions(position)
         assert isinstance(position, Index | Times | Grid)
-        if len(position) != x.shape[-2]:
+        if position.values.shape[position.axis] != x.shape[-2]:
             raise ValueError(f"{len(position)} positions for {x.shape[-2]} tokens")
         return position.values
 

@@ -76,6 +76,17 @@ def exactly(x: object) -> torch.autocast:
     return torch.autocast(kind, enabled=False)
 
 
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Brings tensors of several types to autocast's own where it is on, as torch's attention does; float64 stays out
+    of it, and so do tensors of one type, which are computed as they are."""
+    if any(not isinstance(x, Tensor) or not x.is_floating_point() for x in tensors):
+        return tensors
+    kind, types = tensors[0].device.type, {x.dtype for x in tensors}
+    if len(types) == 1 or torch.float64 in types or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
+
+
 class _Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:

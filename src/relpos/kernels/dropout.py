@@ -22,7 +22,7 @@ class Dropout:
     """Each weight is zeroed with probability `rate`, decided by a hash of (seed, batch, head, query, key)."""
 
     rate: float
-    seed: int
+    seed: int | Tensor  # a tensor of one number where a tracer follows
 
     def keep(
         self,
@@ -37,7 +37,7 @@ class Dropout:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Factors 0 or 1 / (1 - rate), (b1 - b0, heads, i1 - i0, j1 - j0)."""
-        seed = torch.tensor(self.seed & _MASK, device=device)  # mixed first: seed + 1 is not one head further
+        seed = torch.as_tensor(self.seed & _MASK, device=device)  # mixed first: seed + 1 is not one head further
         rows = torch.arange(b0 * heads, b1 * heads, device=device).view(b1 - b0, heads, 1, 1)
         queries = torch.arange(i0, i1, device=device).view(-1, 1)
         keys = torch.arange(j0, j1, device=device)

@@ -28,7 +28,8 @@ def fused(call: Call) -> Tensor:
     q, k, v, width = one_width(call.q, call.k, call.v)
     attend = torch.nn.functional.scaled_dot_product_attention
     q, k, v = rows(q, k, v)
-    return attend(q, k, v, is_causal=call.mask.is_causal, scale=call.scale)[..., :width]
+    causal = True if call.mask.is_causal else False  # noqa: SIM210 # a tracer has no bool for it, but decides an `if`
+    return attend(q, k, v, is_causal=causal, scale=call.scale)[..., :width]
 
 
 def one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

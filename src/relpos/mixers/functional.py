@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, Encoding, Pairwise, Transform, consecutive
 from relpos.kernels import choose
-from relpos.kernels.call import exactly
+from relpos.kernels.call import exactly, under_autocast
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
 from relpos.mixers.request import Content, Digest, Request
-from relpos.positions import Grid, Index, Positions, as_positions, is_exporting
+from relpos.positions import Grid, Index, Positions, as_positions, is_traced
 
 Window = int | tuple[int | None, int | None]
 
@@ -67,12 +67,16 @@ def attention(
     others: the past, other documents and what lies outside the window keep every bit, and a loss over them every
     gradient, that of bad tokens being 0. FoX, which sums over all tokens, keeps them to rounding. Rows that are NaN
     have no gradient. While tokens are finite this costs one sum over the output and a look at it, which is a
-    synchronisation on CUDA and a break of the graph in torch.compile; under torch.vmap nobody looks.
+    synchronisation on CUDA; under torch.compile, where nobody may look, a pass over q, k and v instead. Under
+    torch.vmap and in exported programs the kernel is taken at its word.
 
-    Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to.
+    Autocast has no say here: scores, positions and tables are computed in at least float32 whatever it is set to, and
+    the output has the dtype of q. Under it q, k and v may differ in dtype, and are brought to its own, as in torch's
+    scaled_dot_product_attention.
     Raises ValueError or TypeError for anything that does not fit, before any work is done. The gradient is defined
     once: differentiating it again raises, but under kernel="dense", which auto takes for small calls.
     """
+    q, k, v = under_autocast(q, k, v)
     with exactly(q):
         request = request_of(
             q, k, v, encoding, q_pos=q_pos, k_pos=k_pos, causal=causal, key_mask=key_mask, segments=segments,
@@ -253,9 +257,10 @@ def rate(dropout: float) -> float:
     return float(dropout)
 
 
-def _seed(generator: torch.Generator | None) -> int:
+def _seed(generator: torch.Generator | None) -> int | Tensor:
     device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
+    drawn = torch.randint(2**31 - 1, (), generator=generator, device=device)
+    return drawn if is_traced() else int(drawn)
 
 
 def _content(encoding: Encoding | None, content: Content, key_mask: Tensor | None, batch: int, n_k: int) -> Content:
@@ -346,7 +351,7 @@ def check_key_mask(key_mask: Tensor | None, batch: int, n_k: int, device: torch.
         )
     if key_mask.shape != (batch, n_k):
         raise ValueError(f"key_mask has shape (batch, n_k) = ({batch}, {n_k}), got {tuple(key_mask.shape)}")
-    return None if not is_exporting() and bool(key_mask.all()) else key_mask
+    return None if not is_traced() and bool(key_mask.all()) else key_mask
 
 
 def _segments(

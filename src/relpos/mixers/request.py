@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.base import Pairwise, States, Transform
-from relpos.kernels import choose
+from relpos.kernels import choose, opaque
 from relpos.kernels.call import Call, computing
 from relpos.kernels.dropout import Dropout
 from relpos.kernels.mask import Mask
-from relpos.positions import Positions
+from relpos.positions import Positions, is_exporting, is_traced
 
 
 class Digest(NamedTuple):
@@ -61,10 +61,46 @@ class Request:
 
     def run(self, kernel: str = "auto") -> Tensor:
         """The output. Finite tokens pay one sum over it, which says whether any of them could be otherwise."""
+        if is_traced():
+            return self._traced(kernel)
         call = self.call()
         out = self.kernels(call, kernel)
         nothing_to_save = self.mask.full and not out.requires_grad  # every query sees every key
         return out if nothing_to_save or _sound(out) else self._unpoisoned(call, kernel, out)
+
+    def _traced(self, kernel: str) -> Tensor:
+        """The same without a look at the values: bad tokens are always taken out, in O(n), whether there are any or
+        not. An exported program, which is for inference in plain operators, takes them as they come."""
+        if is_exporting() or (self.mask.full and not torch.is_grad_enabled()):
+            return self.kernels(self.call(), kernel)
+        given = self._finite().call()
+        call = replace(given, q=cleaned(given.q), k=cleaned(given.k))
+        bad, bad_q = self._bad(given)
+        lost = opaque.lost(self.mask, bad, bad_q)
+        return self.kernels(call, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)
+
+    def _bad(self, call: Call) -> tuple[Tensor, Tensor]:
+        """Keys (batch, heads, n_k) and queries (batch, heads, n_q) that are not finite, as given or as encoded."""
+        heads = call.q.shape[1]
+        bad = undefined(self.k) | undefined(self.v)
+        bad = bad.repeat_interleave(heads // bad.shape[1], 1) | undefined(call.k)
+        content = self.content.tensor if isinstance(self.content, Digest) else self.content
+        if content is not None:
+            bad |= undefined(content.flatten(2)).unsqueeze(1)
+        return bad, undefined(self.q) | undefined(call.q)
+
+    def _finite(self) -> Request:
+        """With zeros in the place of tokens that are not finite."""
+        content = self.content.tensor if isinstance(self.content, Digest) else self.content
+        if content is not None:
+            content = cleaned(content.flatten(2)).view(content.shape)
+        return replace(
+            self,
+            q=cleaned(self.q),
+            k=cleaned(self.k),
+            v=cleaned(self.v),
+            content=Digest(content) if isinstance(self.content, Digest) and content is not None else content,
+        )
 
     def _unpoisoned(self, call: Call, kernel: str, out: Tensor) -> Tensor:
         """Where a token holds NaN or infinity, rows that do not see it are what they are without it.
@@ -72,23 +108,10 @@ class Request:
         0 * NaN is NaN, so such tokens are taken out before the encoding acts, for its gradient too, and the rows that
         see one are NaN by decree; they have no gradient. Scores may overflow: only what is given or encoded counts.
         """
-        heads = call.q.shape[1]
-        bad_q = undefined(self.q) | undefined(call.q)
-        bad = undefined(self.k) | undefined(self.v)
-        bad = bad.repeat_interleave(heads // bad.shape[1], 1) | undefined(call.k)
-        content = self.content.tensor if isinstance(self.content, Digest) else self.content
-        if content is not None:
-            bad |= undefined(content.flatten(2)).unsqueeze(1)
-            content = cleaned(content.flatten(2)).view(content.shape)
+        bad, bad_q = self._bad(call)
         if not bool(bad.any() | bad_q.any()):
             return out
-        clean = replace(
-            self,
-            q=cleaned(self.q),
-            k=cleaned(self.k),
-            v=cleaned(self.v),
-            content=Digest(content) if isinstance(self.content, Digest) and content is not None else content,
-        ).call()
+        clean = self._finite().call()
         clean = replace(clean, q=cleaned(clean.q), k=cleaned(clean.k))
         lost = self.mask.seeing(bad) | (bad_q & self.mask.seeing(torch.ones_like(bad)))
         return self.kernels(clean, kernel).masked_fill(lost.unsqueeze(-1), torch.nan)

@@ -26,6 +26,7 @@ from relpos.positions.kinds import (
     Profiles,
     Times,
     is_exporting,
+    is_traced,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Times",
     "as_positions",
     "is_exporting",
+    "is_traced",
     "joined",
     "narrowed",
     "query_times",

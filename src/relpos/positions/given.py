@@ -69,7 +69,7 @@ def _guess(given: object, n: int, named: str | None, grid: bool) -> Position:
 
 
 def _sized(position: Position, n: int, name: str, device: torch.device, batch: int | None) -> Position:
-    if len(position) != n:
+    if position.values.shape[position.axis] != n:  # `len` would tie an exported program to one length
         raise ValueError(
             f"{name} holds {len(position)} positions, shape {tuple(position.values.shape)}, for {n} tokens; "
             "give one a token, as (n,) or (batch, n), or (n, axes) for a grid"

@@ -79,43 +79,48 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _one_or_two(values: Tensor, name: str) -> Tensor:
-    _require(
-        values.dim() in (1, 2),
-        f"{name} positions have shape (n,) or (batch, n), got {tuple(values.shape)}",
-    )
+    if values.dim() not in (1, 2):  # a message with a length in it, made for nothing, would tie a trace to that length
+        raise ValueError(f"{name} positions have shape (n,) or (batch, n), got {tuple(values.shape)}")
     return values
 
 
 def _with_axes(values: Tensor, name: str, allowed: Sequence[int] | None) -> Tensor:
-    _require(
-        values.dim() in (2, 3),
-        f"{name} positions have shape (n, axes) or (batch, n, axes), got {tuple(values.shape)}",
-    )
-    if allowed is not None:
-        _require(
-            values.shape[-1] in allowed,
-            f"{name} positions have {' or '.join(map(str, allowed))} axes (last dimension), got {tuple(values.shape)}",
-        )
+    if values.dim() not in (2, 3):
+        raise ValueError(f"{name} positions have shape (n, axes) or (batch, n, axes), got {tuple(values.shape)}")
+    if allowed is not None and values.shape[-1] not in allowed:
+        axes = " or ".join(map(str, allowed))
+        raise ValueError(f"{name} positions have {axes} axes (last dimension), got {tuple(values.shape)}")
     return values.unsqueeze(0) if values.dim() == 2 else values
 
 
 def is_exporting() -> bool:
-    """Whether `torch.export` follows this call: then nothing is known of values, so that none is looked at."""
+    """Whether `torch.export` follows this call."""
     return bool(torch.compiler.is_exporting())
+
+
+def is_traced() -> bool:
+    """Whether `torch.compile` or `torch.export` follows this call: then nothing is known of values, so that none is
+    looked at."""
+    return bool(torch.compiler.is_compiling())
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
     _require(
-        is_exporting() or bool(torch.isfinite(values).all()),
+        is_traced() or bool(torch.isfinite(values).all()),
         f"{name} positions hold NaN or infinity; drop them, or hide them with key_mask and give any finite value",
     )
     return values
 
 
+@dataclass(frozen=True, eq=False)
 class Index(Position):
-    """Integer positions in tokens, int64, (n,) or (batch, n)."""
+    """Integer positions in tokens, int64, (n,) or (batch, n).
+
+    start  where they are known to be start, start + 1, .. without a look at them, else None
+    """
 
     unit = "tokens"
+    start: int | None = None
 
     @classmethod
     def _checked(cls, values: Tensor) -> Tensor:
@@ -126,15 +131,22 @@ class Index(Position):
     @classmethod
     def arange(cls, n: int, start: int = 0, device: torch.device | str | None = None) -> Index:
         """start, start + 1, ..., start + n - 1."""
-        _require(n >= 0, f"a sequence has a length of at least 0, got {n}")
-        return cls(torch.arange(start, start + n, device=device))
+        if n < 0:
+            raise ValueError(f"a sequence has a length of at least 0, got {n}")
+        return cls(torch.arange(start, start + n, device=device), start)
+
+    def to(self, device: torch.device | str) -> Index:
+        return Index(self.values.to(device), self.start)
+
+    def narrow(self, start: int, stop: int) -> Index:
+        return Index(self.values[..., start:stop], None if self.start is None else self.start + start)
 
     def run_start(self) -> Tensor | None:
         """First position of each row where every row is known to be consecutive integers, else None (always where
-        `torch.export` follows). O(n)."""
+        a tracer follows). O(n)."""
         if len(self) == 0:
             return torch.zeros(self.values.shape[:-1], dtype=torch.int64)
-        if is_exporting():
+        if is_traced():
             return None
         steps = self.values[..., 1:] - self.values[..., :-1]
         return self.values[..., 0] if bool((steps == 1).all()) else None
@@ -208,7 +220,7 @@ class Times(Position):
             raise TypeError(f"Times are real numbers of seconds, got {values.dtype}")
         short = values
         values = _finite(_one_or_two(values, "Times").to(torch.float64), "Times")
-        if is_exporting():
+        if is_traced():
             return values
         if short.is_floating_point() and short.dtype != torch.float64 and short.numel():
             _warn_of_rounding(short)
@@ -234,7 +246,7 @@ class Places(Position):
     @classmethod
     def _checked(cls, values: Tensor) -> Tensor:
         values = _finite(_with_axes(values, "Places", (2,)).to(torch.float64), "Places")
-        if is_exporting():
+        if is_traced():
             return values
         latitude, longitude = values.unbind(-1)
         _require(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import Absolute, positive
-from relpos.positions import Index, Positions, as_positions
+from relpos.positions import Index, Positions, as_positions, is_traced
 
 
 class Learned(Absolute):
@@ -34,7 +34,7 @@ class Learned(Absolute):
         if x.shape[-1] != self.model_dim:
             raise ValueError(f"Learned was built for model_dim={self.model_dim}, got x with {x.shape[-1]} channels")
         values = self._index(x, None if pos is None else as_positions(pos, x.shape[-2], 0, "pos", x.device))
-        if values.numel() and (int(values.amin()) < 0 or int(values.amax()) >= self.max_length):
+        if not is_traced() and values.numel() and (int(values.amin()) < 0 or int(values.amax()) >= self.max_length):
             raise ValueError(
                 f"positions {int(values.amin())}..{int(values.amax())} reach outside the learned table 0.."
                 f"{self.max_length - 1}; build it with a larger max_length before training, shorten the sequence, or "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from relpos.encodings.base import ContentBias, Slices, State, States, Tile, consecutive
 from relpos.encodings.bias.learned import Beyond
 from relpos.encodings.diagonals import skew, unskew
-from relpos.positions import Index, Positions
+from relpos.positions import Index, Positions, is_exporting
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def pairs_of(extent: Extent, states: Slices, tile: Tile) -> Band | Coded:
 
 def lag_states(q_pos: Positions, k_pos: Positions) -> States:
     """What `pairs_of` reads: one offset for consecutive positions, else an integer a token."""
-    offset = consecutive(q_pos, k_pos)
+    offset = None if is_exporting() else consecutive(q_pos, k_pos)  # a program holds tensors, no number to be sliced by
     if offset is not None:
         return {"offset": State(torch.tensor(offset), "whole")}
     assert isinstance(q_pos, Index) and isinstance(k_pos, Index)

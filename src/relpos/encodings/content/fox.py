@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import ContentBias, Slices, State, States, Tile, check_heads, consecutive, positive
-from relpos.positions import Index, Positions, Times
+from relpos.positions import Index, Positions, Times, is_traced
 
 
 class FoX(ContentBias):
@@ -71,7 +71,7 @@ class FoX(ContentBias):
         assert isinstance(k_pos, Index | Times)
         if content is None:
             raise ValueError("FoX reads the layer's input: pass content=x, (batch, n_k, model_dim)")
-        if bool((k_pos.values[..., 1:] < k_pos.values[..., :-1]).any()):
+        if not is_traced() and bool((k_pos.values[..., 1:] < k_pos.values[..., :-1]).any()):
             raise ValueError("FoX sums gates in the order of the tokens, so key positions must not decrease; sort them")
         n_q, n_k = q.shape[-2], k.shape[-2]
         offset = consecutive(q_pos, k_pos)

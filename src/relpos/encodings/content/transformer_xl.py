@@ -89,7 +89,7 @@ class TransformerXL(ContentBias):
             }
         angles = self.angles(torch.arange(n_q - 1 + offset, offset - n_k, -1, device=q.device))
         lags = linear(torch.cat([angles.sin(), angles.cos()], -1).to(dtype), weight) * scale
-        by_head = lags.view(len(lags), self.heads, self.dim).transpose(0, 1)
+        by_head = lags.view(lags.shape[0], self.heads, self.dim).transpose(0, 1)
         return states | {"lags": State(by_head, "lag", -2)}
 
     def tile(self, q: Tensor, k: Tensor, states: Slices, tile: Tile) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from relpos.positions import is_exporting
+from relpos.positions import is_traced
 
 AT_ONCE = 2**18  # edges looked for at a time
 MOST = 68  # steps up to which this is quicker than a lookup, where there are
@@ -79,7 +79,7 @@ def pays(steps: int, n_k: int) -> bool:
 
 def is_rising(keys: Tensor) -> bool:
     """Whether every row of values is known to be in rising order: never in `torch.export`. O(n)."""
-    return not is_exporting() and bool((keys[..., 1:] >= keys[..., :-1]).all())
+    return not is_traced() and bool((keys[..., 1:] >= keys[..., :-1]).all())
 
 
 def local(edges: Tensor, j0: int, t_k: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from relpos.encodings.base import Transform
 from relpos.encodings.transform.rotation import per_token
 from relpos.encodings.transform.shared import beside, wide
-from relpos.positions import Index, Position, Positions, Times
+from relpos.positions import Index, Position, Positions, Times, is_traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,11 @@ class CosFormer(Transform):
     ) -> CosFormerCodes | None:
         """The first position of each row, of queries and keys together."""
         self.check_positions(q_pos, k_pos)
-        firsts = [pos.values.amin(-1, keepdim=True) for pos in (q_pos, k_pos) if isinstance(pos, Position) and len(pos)]
+        firsts = [
+            pos.values.amin(-1, keepdim=True)
+            for pos in (q_pos, k_pos)
+            if isinstance(pos, Position) and pos.values.numel()
+        ]
         return CosFormerCodes(torch.minimum(firsts[0], firsts[-1])) if firsts else None
 
     def encode_q(self, q: Tensor, q_pos: Positions, scale: float = 1.0, codes: CosFormerCodes | None = None) -> Tensor:
@@ -73,7 +77,8 @@ class CosFormer(Transform):
         self.check_positions(positions)
         assert isinstance(positions, Position)
         steps = per_token(positions.values if codes is None else positions.values - codes.origin)
-        if steps.numel() and not (float(steps.amin()) >= 0 and float(steps.amax()) <= self.max_length):
+        known = steps.numel() and not is_traced()
+        if known and not (float(steps.amin()) >= 0 and float(steps.amax()) <= self.max_length):
             raise ValueError(
                 f"CosFormer was built for {self.max_length:g} {positions.unit} from the first position on, got "
                 f"{float(steps.amin()):g}..{float(steps.amax()):g}; take a larger max_length, and codes made for the "
