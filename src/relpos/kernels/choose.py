@@ -9,6 +9,7 @@ from torch import Tensor
 from relpos.kernels import fused, hankel, tiles
 from relpos.kernels.call import Call, Refusal
 from relpos.kernels.dense import dense
+from relpos.kernels.triton import call as in_triton
 
 
 def tiled(call: Call) -> Tensor:
@@ -26,7 +27,9 @@ KERNELS: dict[str, Callable[[Call], Tensor]] = {
     "tiled": tiled,
     "hankel": hankel.hankel,  # the two ways of "tiled", by name
     "generic": tiles.generic,
+    "triton": in_triton.triton,
 }
+REFUSALS = {"fused": fused.refusal, "hankel": hankel.refusal, "triton": in_triton.refusal}
 
 SMALL = 2**16  # scores a head up to which the dense formula is quicker than tiles, and its n x n no larger than one
 
@@ -36,7 +39,7 @@ def pick(call: Call, kernel: str = "auto") -> tuple[str, str]:
     if kernel != "auto":
         if kernel not in KERNELS:
             raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
-        refuses = {"fused": fused.refusal, "hankel": hankel.refusal}.get(kernel)
+        refuses = REFUSALS.get(kernel)
         why = None if refuses is None else refuses(call)
         if why is not None:
             raise Refusal(f'kernel "{kernel}" cannot serve this call: {why}; kernel="auto" picks one that can')
@@ -46,6 +49,8 @@ def pick(call: Call, kernel: str = "auto") -> tuple[str, str]:
         return "fused", "nothing is added to the scores, so torch's fused attention serves as it is"
     if n_q * n_k <= SMALL:
         return "dense", f"{n_q} x {n_k} scores a head fit into one tile, where the plain formula is the quickest"
+    if in_triton.favoured(call):
+        return "triton", "a bias of the lag alone, or none, in half precision on CUDA: read from its generator, tile by tile"
     return "tiled", _why_tiled(call)
 
 
@@ -75,14 +80,18 @@ def memory(call: Call, name: str) -> str:
         return f"O(n_q n_k): {scores:.1f} MiB for each of a few score tensors"
     lags = heads * (n_q + n_k) * size / 2**20
     view = name == "hankel" or (name == "tiled" and _by_view(call))
+    if name == "triton":
+        return f"O(n): {4 * lags:.2f} MiB for a table's gradient, where an n_q x n_k bias would take {scores:.0f} MiB"
     saved = "nothing" if name == "fused" else f"{lags:.2f} MiB of generator" if view else "a few tiles of some MiB"
     return f"O(n): {saved}, where an n_q x n_k bias would take {scores:.0f} MiB"
 
 
 def notes(call: Call, name: str) -> Iterator[str]:
     """What else a user may want to know."""
-    if call.q.element_size() < 4 and name != "fused":
+    if call.q.element_size() < 4 and name not in ("fused", "triton"):
         yield f"{call.q.dtype} inputs are computed in float32 and rounded once at the end"
+    if call.q.element_size() < 4 and name == "triton":
+        yield f"products are of {call.q.dtype}, weights included; sums and softmax are float32"
     if name == "tiled" and call.toeplitz and call.q.device.type == "cpu" and not _by_view(call):
         yield "without dropout and with padding at the ends only, the faster view of the generator would serve"
     if name not in ("dense", "fused"):

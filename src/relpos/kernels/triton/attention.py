@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from relpos.kernels.triton.blocks import hidden_as, load_rows, span, store_diagonals, store_rows
+from relpos.kernels.triton.blocks import cached, hidden_as, load_rows, product, span, store_diagonals, store_rows
 
 
 @triton.jit
@@ -71,9 +71,9 @@ def forward(
         for j0 in range(start, stop, KEYS):
             j = j0 + tl.arange(0, KEYS)
             keys = load_rows(k + wide * n_k * DIM, j, n_k, DIM, D)
-            score = tl.dot(own, tl.trans(keys), input_precision="ieee") * scale
+            score = product(own, tl.trans(keys)) * scale
             if BIASED:
-                score += tl.load(bias + (j[None, :] - i[:, None]))
+                score += cached(bias + (j[None, :] - i[:, None]))
             if part != 1:
                 k_id = _ids(k_ids + batch * n_k, j, n_k, MARKED)
                 score = hidden_as(
@@ -85,7 +85,7 @@ def forward(
             fade = tl.exp2(most - shift)
             total = total * fade + tl.sum(weight, 1)
             values = load_rows(v + wide * n_k * DIM_V, j, n_k, DIM_V, W)
-            acc = tl.dot(weight.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
+            acc = product(weight.to(values.dtype), values, acc * fade[:, None])
             most = higher
     seen = total > 0
     store_rows(out + wide * n_q * DIM_V, i, n_q, acc / tl.where(seen, total, 1.0)[:, None], DIM_V, W)
@@ -121,9 +121,9 @@ def keys_backward(
         for i0 in range(start, stop, ROWS):
             i = i0 + tl.arange(0, ROWS)
             other = load_rows(q + wide * n_q * DIM, i, n_q, DIM, D)
-            score = tl.dot(keys, tl.trans(other), input_precision="ieee") * scale
+            score = product(keys, tl.trans(other)) * scale
             if BIASED:
-                score += tl.load(bias + (j[:, None] - i[None, :]))
+                score += cached(bias + (j[:, None] - i[None, :]))
             if part != 1:
                 q_id = _ids(q_ids + batch * n_q, i, n_q, MARKED)
                 score = hidden_as(
@@ -131,10 +131,10 @@ def keys_backward(
                 )
             weight = tl.exp2(score - tl.load(lse + wide * n_q + i, mask=i < n_q, other=float("inf"))[None, :])
             above = load_rows(grad + wide * n_q * DIM_V, i, n_q, DIM_V, W)
-            dvalues = tl.dot(weight.to(above.dtype), above, dvalues, input_precision="ieee")
-            dweight = tl.dot(values, tl.trans(above), input_precision="ieee")
+            dvalues = product(weight.to(above.dtype), above, dvalues)
+            dweight = product(values, tl.trans(above))
             dscore = weight * (dweight - tl.load(delta + wide * n_q + i, mask=i < n_q, other=0.0)[None, :])
-            dkeys = tl.dot(dscore.to(other.dtype), other, dkeys, input_precision="ieee")
+            dkeys = product(dscore.to(other.dtype), other, dkeys)
     store_rows(dk + wide * n_k * DIM, j, n_k, dkeys * factor, DIM, D)
     store_rows(dv + wide * n_k * DIM_V, j, n_k, dvalues, DIM_V, W)
 
@@ -168,9 +168,9 @@ def queries_backward(
         for j0 in range(start, stop, KEYS):
             j = j0 + tl.arange(0, KEYS)
             keys = load_rows(k + wide * n_k * DIM, j, n_k, DIM, D)
-            score = tl.dot(own, tl.trans(keys), input_precision="ieee") * scale
+            score = product(own, tl.trans(keys)) * scale
             if BIASED:
-                score += tl.load(bias + (j[None, :] - i[:, None]))
+                score += cached(bias + (j[None, :] - i[:, None]))
             if part != 1:
                 k_id = _ids(k_ids + batch * n_k, j, n_k, MARKED)
                 score = hidden_as(
@@ -178,9 +178,9 @@ def queries_backward(
                 )
             weight = tl.exp2(score - peak[:, None])
             values = load_rows(v + wide * n_k * DIM_V, j, n_k, DIM_V, W)
-            dweight = tl.dot(above, tl.trans(values), input_precision="ieee")
+            dweight = product(above, tl.trans(values))
             dscore = weight * (dweight - mean[:, None])
-            dqueries = tl.dot(dscore.to(keys.dtype), keys, dqueries, input_precision="ieee")
+            dqueries = product(dscore.to(keys.dtype), keys, dqueries)
     store_rows(dq + wide * n_q * DIM, i, n_q, dqueries * factor, DIM, D)
 
 
@@ -213,7 +213,7 @@ def bias_backward(
             j = (block + lag) * SIDE + place
             queries = load_rows(q + wide * n_q * DIM, i, n_q, DIM, D)
             keys = load_rows(k + wide * n_k * DIM, j, n_k, DIM, D)
-            score = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale + own
+            score = product(queries, tl.trans(keys)) * scale + own
             q_id = _ids(q_ids + batch * n_q, i, n_q, MARKED)
             k_id = _ids(k_ids + batch * n_k, j, n_k, MARKED)
             score = hidden_as(
@@ -222,6 +222,6 @@ def bias_backward(
             weight = tl.exp2(score - tl.load(lse + wide * n_q + i, mask=i < n_q, other=float("inf"))[:, None])
             above = load_rows(grad + wide * n_q * DIM_V, i, n_q, DIM_V, W)
             values = load_rows(v + wide * n_k * DIM_V, j, n_k, DIM_V, W)
-            dweight = tl.dot(above, tl.trans(values), input_precision="ieee")
+            dweight = product(above, tl.trans(values))
             total += weight * (dweight - tl.load(delta + wide * n_q + i, mask=i < n_q, other=0.0)[:, None])
         store_diagonals(partial + (wide * 2 * turns + lag + turns) * 2 * SIDE, total, SIDE)

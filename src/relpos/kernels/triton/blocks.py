@@ -13,6 +13,31 @@ from torch import Tensor
 FAR = 2**29  # stands for "no bound": beyond every lag, and far enough from the end of int32 to be added to one
 
 
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def product(a, b, more=None):
+    """a b, plus more, in float32; without TF32. The interpreter takes the bits of bfloat16 for integers, so there it is
+    widened first, which changes no product."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, more, input_precision="ieee")
+
+
+@triton.jit
+def cached(pointers):
+    """float32 numbers through the read-only cache. `tl.load` in a loop would be turned into copies to shared memory,
+    made ahead: a tile of the bias takes as much of it as four tiles of keys, and comes from few cache lines anyway."""
+    if INTERPRETED:
+        return tl.load(pointers)
+    else:
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [pointers.to(tl.int64)], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
 @triton.jit
 def load_rows(base, rows, n, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Rows of a contiguous (n, WIDTH) matrix, zeros beyond its edges: (rows, PADDED)."""
