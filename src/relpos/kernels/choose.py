@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from relpos.kernels import fused, hankel, tiles
+from relpos.kernels import flex, fused, hankel, tiles
 from relpos.kernels.call import Call, Refusal
 from relpos.kernels.dense import dense
 from relpos.kernels.triton import call as in_triton
@@ -28,8 +28,14 @@ KERNELS: dict[str, Callable[[Call], Tensor]] = {
     "hankel": hankel.hankel,  # the two ways of "tiled", by name
     "generic": tiles.generic,
     "triton": in_triton.triton,
+    "flex": flex.flex,
 }
-REFUSALS = {"fused": fused.refusal, "hankel": hankel.refusal, "triton": in_triton.refusal}
+REFUSALS = {
+    "fused": fused.refusal,
+    "hankel": hankel.refusal,
+    "triton": in_triton.refusal,
+    "flex": flex.refusal,
+}
 
 SMALL = 2**16  # scores a head up to which the dense formula is quicker than tiles, and its n x n no larger than one
 

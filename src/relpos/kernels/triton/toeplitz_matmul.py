@@ -18,31 +18,37 @@ import triton.language as tl
 from torch import Tensor
 
 from relpos.kernels.call import once
-from relpos.kernels.triton.blocks import FAR, by_lag, cached, load_rows, padded, product, span, store_diagonals, store_rows
+from relpos.kernels.triton.blocks import FAR, by_lag, cached, padded, product, span, store_diagonals
 
 ROWS, KEYS, COLUMNS = 64, 32, 64  # of a tile of y; its keys; its columns
 SIDE = 32  # of the square tiles that walk along a diagonal
 
 
 @triton.jit
+def _tile(base, rows, columns, n, width):
+    """Rows and columns of an (n, width) matrix, zeros beyond its edges; many columns may pass what 32 bits count."""
+    inside = (rows < n)[:, None] & (columns < width)[None, :]
+    return tl.load(base + rows[:, None].to(tl.int64) * width + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def _matmul(
     c, x, y, n_q, n_k, lags, width, offset, left, right,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr, ORDERED: tl.constexpr,
+    PAD: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
     block, part, head = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i = block * ROWS + tl.arange(0, ROWS)
     column = part * COLUMNS + tl.arange(0, COLUMNS)
-    c += head * lags + ROWS + n_q - 1
+    c += head * lags + PAD + n_q - 1
     x += head * n_k * width
     low, _, _, high = span(block * ROWS, ROWS, n_k, offset, left, right, KEYS, ORDERED)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     for j0 in range(low, high, KEYS):
         j = j0 + tl.arange(0, KEYS)
         weight = cached(c + (j[None, :] - i[:, None]))
-        rows = tl.load(x + j[:, None] * width + column[None, :], mask=(j < n_k)[:, None] & (column < width)[None, :], other=0.0)
-        acc = product(weight, rows, acc)
+        acc = product(weight, _tile(x, j, column, n_k, width), acc)
     inside = (i < n_q)[:, None] & (column < width)[None, :]
-    tl.store(y + head * n_q * width + i[:, None] * width + column[None, :], acc, mask=inside)
+    tl.store(y + head * n_q * width + i[:, None].to(tl.int64) * width + column[None, :], acc, mask=inside)
 
 
 @triton.jit
@@ -69,10 +75,8 @@ def _diagonals(
             j = (block + lag) * SIDE + place
             for start in range(0, width, COLUMNS):
                 column = start + tl.arange(0, COLUMNS)
-                near = (column < width)[None, :]
-                above = tl.load(grad + i[:, None] * width + column[None, :], mask=(i < n_q)[:, None] & near, other=0.0)
-                rows = tl.load(x + j[:, None] * width + column[None, :], mask=(j < n_k)[:, None] & near, other=0.0)
-                total = product(above, tl.trans(rows), total)
+                above = _tile(grad, i, column, n_q, width)
+                total = product(above, tl.trans(_tile(x, j, column, n_k, width)), total)
         store_diagonals(partial + (head * 2 * turns + lag + turns) * 2 * SIDE, total, SIDE)
 
 
@@ -108,11 +112,12 @@ def _multiplied(c: Tensor, x: Tensor, n_q: int, offset: int, left: int, right: i
     if ordered:  # tiles on the border hold both sides of it
         lag = torch.arange(1 - n_q, n_k, device=c.device) - offset
         c = c.masked_fill((lag > right) | (lag < -left), 0)
-    c = padded(c, ROWS)
+    pad = max(ROWS, KEYS)
+    c = padded(c, pad)
     y = x.new_empty(heads, n_q, width)
     _matmul[(triton.cdiv(n_q, ROWS), triton.cdiv(width, COLUMNS), heads)](
         c, x, y, n_q, n_k, c.shape[1], width, offset, left, right,
-        ROWS=ROWS, KEYS=KEYS, COLUMNS=COLUMNS, ORDERED=ordered, num_warps=8, num_stages=2,
+        PAD=pad, ROWS=ROWS, KEYS=KEYS, COLUMNS=COLUMNS, ORDERED=ordered, num_warps=8, num_stages=2,
     )  # fmt: skip
     return y
 
