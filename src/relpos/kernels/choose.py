@@ -56,7 +56,10 @@ def pick(call: Call, kernel: str = "auto") -> tuple[str, str]:
     if n_q * n_k <= SMALL:
         return "dense", f"{n_q} x {n_k} scores a head fit into one tile, where the plain formula is the quickest"
     if in_triton.favoured(call):
-        return "triton", "a bias of the lag alone, or none, in half precision on CUDA: read from its generator, tile by tile"
+        return (
+            "triton",
+            "a bias of the lag alone, or none, in half precision on CUDA: read from its generator, tile by tile",
+        )
     return "tiled", _why_tiled(call)
 
 

@@ -48,15 +48,16 @@ def flex(call: Call) -> Tensor:
     why = refusal(call)
     if why is not None:
         raise Refusal(f'kernel "flex" cannot serve this call: {why}; kernel="tiled" serves any')
-    return attend(call, _compiled())
+    return attend(call, _compiled(call.q.device.type))
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled(device: str) -> Callable[..., Any]:
+    """fullgraph: where torch would give up compiling, after many shapes, it raises instead of running unfused. On the
+    CPU every shape is compiled anew: the code that torch 2.13 writes for lengths that vary does not compile."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    # fullgraph: where torch would give up compiling, after many shapes, it raises instead of running unfused
-    return torch.compile(flex_attention, fullgraph=True)
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False if device == "cpu" else None)
 
 
 def attend(call: Call, attention: Callable[..., Any]) -> Tensor:
@@ -89,7 +90,7 @@ def block_mask(mask: Mask, batch: int, device: torch.device) -> Any:
 
 
 def _flags(mask: Mask, documents: Documents | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Blocks in which some pairs see each other, and in which all do: bool (batch or 1, 1, query blocks, key blocks)."""
+    """Blocks in which some pairs see each other, not all, and in which all do: bool (batch or 1, 1, blocks, blocks)."""
     i0, j0 = (torch.arange(0, n, BLOCK, device=device) for n in (mask.n_q, mask.n_k))
     i1, j1 = (i0 + BLOCK).clamp(max=mask.n_q) - 1, (j0 + BLOCK).clamp(max=mask.n_k) - 1
     lowest, highest = j0 - i1[:, None] - mask.offset, j1 - i0[:, None] - mask.offset
@@ -109,7 +110,7 @@ def _flags(mask: Mask, documents: Documents | None, device: torch.device) -> tup
 
 def _indices(flags: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries has, and which, those first."""
-    order = torch.sort((~flags).to(torch.int8), -1, stable=True).indices
+    order = torch.sort((~flags).to(torch.int8), dim=-1, stable=True).indices
     return flags.sum(-1).int(), order.int().contiguous()
 
 

@@ -10,8 +10,8 @@ computed again from the log-sum-exp, in three kernels, none of which adds to wha
                       same lag: it adds up whole tiles in registers, and sums along diagonals once, at its end
 
 So the results of two runs agree bit by bit. The last kernel costs two more matrix products a tile; it is left out where
-the bias wants no gradient. A walk along a diagonal of blocks that leaves the matrix goes on at the opposite one, so that
-all programs have as much to do.
+the bias wants no gradient. A walk along a diagonal of blocks that leaves the matrix goes on along the opposite one, so
+that all programs have as much to do.
 
 Scores are kept in base 2: scale and bias carry log2(e). Sums and softmax are float32; products are of the input's type,
 float32 without TF32. Memory beyond inputs and outputs: the log-sum-exp, and 4 n floats a head for the table's gradient.
@@ -77,7 +77,17 @@ def forward(
             if part != 1:
                 k_id = _ids(k_ids + batch * n_k, j, n_k, MARKED)
                 score = hidden_as(
-                    score, i[:, None], j[None, :], q_id[:, None], k_id[None, :], n_k, offset, left, right, ORDERED, MARKED
+                    score,
+                    i[:, None],
+                    j[None, :],
+                    q_id[:, None],
+                    k_id[None, :],
+                    n_k,
+                    offset,
+                    left,
+                    right,
+                    ORDERED,
+                    MARKED,
                 )
             higher = tl.maximum(most, tl.max(score, 1))
             shift = tl.where(higher == float("-inf"), 0.0, higher)
@@ -127,7 +137,17 @@ def keys_backward(
             if part != 1:
                 q_id = _ids(q_ids + batch * n_q, i, n_q, MARKED)
                 score = hidden_as(
-                    score, i[None, :], j[:, None], q_id[None, :], k_id[:, None], n_k, offset, left, right, ORDERED, MARKED
+                    score,
+                    i[None, :],
+                    j[:, None],
+                    q_id[None, :],
+                    k_id[:, None],
+                    n_k,
+                    offset,
+                    left,
+                    right,
+                    ORDERED,
+                    MARKED,
                 )
             weight = tl.exp2(score - tl.load(lse + wide * n_q + i, mask=i < n_q, other=float("inf"))[None, :])
             above = load_rows(grad + wide * n_q * DIM_V, i, n_q, DIM_V, W)
@@ -174,7 +194,17 @@ def queries_backward(
             if part != 1:
                 k_id = _ids(k_ids + batch * n_k, j, n_k, MARKED)
                 score = hidden_as(
-                    score, i[:, None], j[None, :], q_id[:, None], k_id[None, :], n_k, offset, left, right, ORDERED, MARKED
+                    score,
+                    i[:, None],
+                    j[None, :],
+                    q_id[:, None],
+                    k_id[None, :],
+                    n_k,
+                    offset,
+                    left,
+                    right,
+                    ORDERED,
+                    MARKED,
                 )
             weight = tl.exp2(score - peak[:, None])
             values = load_rows(v + wide * n_k * DIM_V, j, n_k, DIM_V, W)

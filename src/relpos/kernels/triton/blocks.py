@@ -10,10 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from relpos.kernels.triton.call import interpreted
+
 FAR = 2**29  # stands for "no bound": beyond every lag, and far enough from the end of int32 to be added to one
 
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def _diagonals(
     x, grad, partial, n_q, n_k, width, offset, left, right,
     SIDE: tl.constexpr, COLUMNS: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """partial (heads, 2 N, 2 SIDE), N blocks on the longer side: the sums along the block diagonal of lag D at D + N."""
+    """partial (heads, 2 N, 2 SIDE), N blocks on the longer side: sums along the block diagonal of lag D at D + N."""
     turn, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     turns = tl.num_programs(0)
     place = tl.arange(0, SIDE)
@@ -103,7 +103,7 @@ class _Toeplitz(torch.autograd.Function):
 def multiply(c: Tensor, x: Tensor, n_q: int, offset: int, causal: bool) -> Tensor:
     """c (heads, n_q + n_k - 1), x (heads, n_k, columns), float32: (heads, n_q, columns). causal: lags above offset,
     counted from query 0 and key 0, have no influence."""
-    y: Tensor = _Toeplitz.apply(c, x.contiguous(), n_q, offset, causal)  # type: ignore[no-untyped-call]
+    y: Tensor = _Toeplitz.apply(c, x.contiguous(), n_q, offset, causal)
     return y
 
 
