@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for compute capabilities (80, 90, ..), without a device; prints the shared memory of each.
 
-    TRITON_INTERPRET=0 python tests/core/compile_for.py 80 90
+TRITON_INTERPRET=0 python tests/core/compile_for.py 80 90
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def forward(
             most = higher
     seen = total > 0
     store_rows(out + wide * n_q * DIM_V, i, n_q, acc / tl.where(seen, total, 1.0)[:, None], DIM_V, W)
-    tl.store(lse + wide * n_q + i, tl.where(seen, most + tl.log2(total), float("inf")), mask=i < n_q)
+    tl.store(
+        lse + wide * n_q + i, tl.where(seen, most + tl.log2(tl.where(seen, total, 1.0)), float("inf")), mask=i < n_q
+    )
 
 
 @triton.jit

@@ -78,7 +78,15 @@ def introduction(results: dict[str, Any]) -> str:
 
 def method(results: dict[str, Any]) -> list[str]:
     r = results["rates"]
-    lines = [
+    lines = (
+        []
+        if not results["settings"]["device"].startswith("cuda")
+        else [
+            "Times are those between two CUDA events on the stream, after all earlier work is done; a sample repeats short "
+            "calls."
+        ]
+    )
+    lines += [
         "All contestants take turns in one process, round by round, each round starting one further than the last; "
         "the floor (`scaled_dot_product_attention` without bias, with `is_causal` where causal) runs before and after "
         "every three of them, and a ratio is taken to the mean of the two nearest floors. The floor's own quartiles "
