@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for compute capabilities (80, 90, ..), without a device; prints the shared memory of each.
+"""Compiles the Triton kernels for compute capabilities (80, 90, ..), without a device; prints what each takes.
 
 TRITON_INTERPRET=0 python tests/core/compile_for.py 80 90
 """

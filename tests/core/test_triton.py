@@ -188,7 +188,7 @@ def test_refusals_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
             rp.attention(x, x, x, encoding, kernel="triton", **options)
     on_cpu = q.cpu()
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(Refusal, match="CUDA device.*TRITON_INTERPRET=1"):
+    with pytest.raises(Refusal, match=r"CUDA device.*TRITON_INTERPRET=1"):
         rp.attention(on_cpu, on_cpu, on_cpu, kernel="triton")
     with pytest.raises(Refusal, match="CUDA device"):
         rp.toeplitz_matmul(torch.ones(3), torch.ones(2, 1), method="triton")
