@@ -78,15 +78,7 @@ def introduction(results: dict[str, Any]) -> str:
 
 def method(results: dict[str, Any]) -> list[str]:
     r = results["rates"]
-    lines = (
-        []
-        if not results["settings"]["device"].startswith("cuda")
-        else [
-            "Times are those between two CUDA events on the stream, after all earlier work is done; a sample repeats short "
-            "calls."
-        ]
-    )
-    lines += [
+    lines = [
         "All contestants take turns in one process, round by round, each round starting one further than the last; "
         "the floor (`scaled_dot_product_attention` without bias, with `is_causal` where causal) runs before and after "
         "every three of them, and a ratio is taken to the mean of the two nearest floors. The floor's own quartiles "
@@ -111,6 +103,8 @@ def method(results: dict[str, Any]) -> list[str]:
             f"it: its n n h exponentials would take {_softmax(results)} of that time again forward, twice as many of "
             "them forward + backward."
         )
+    if results["settings"]["device"].startswith("cuda"):
+        lines.append("Times are those between two CUDA events on the stream, after all earlier work is done.")
     return lines
 
 
