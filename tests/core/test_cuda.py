@@ -12,6 +12,8 @@ from torch import Tensor
 import relpos as rp
 from relpos.encodings.base import Absolute, Encoding, Pairwise
 from relpos.encodings.registry import fitted
+from relpos.kernels.call import Refusal
+from relpos.kernels.choose import KERNELS
 from relpos.positions import Grid, Index, Times
 
 pytestmark = pytest.mark.cuda
@@ -115,6 +117,87 @@ def test_half_precision(dtype: torch.dtype) -> None:
     want = rp.attention(q.double(), k.double(), v.double(), encoding.cuda(), causal=True)
     got = rp.attention(q.to(dtype), k.to(dtype), v.to(dtype), encoding.float().cuda(), causal=True)
     assert got.dtype == dtype and (got.double() - want).abs().max() < 5e-2
+
+
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+MASKS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "causal": {"causal": True},
+    "window": {"window": (100, 7)},
+    "documents": {"causal": True, "segments": torch.arange(777) // 200},
+}
+
+
+def of_table(kernel: str, dtype: torch.dtype, n: int, dim: int, **options: Any) -> list[Tensor]:
+    """Output and gradients, of q, k, v and a table."""
+    generator = torch.Generator().manual_seed(2)
+    encoding = rp.encoding("learned_bias", heads=3, max_lag=n)
+    with torch.no_grad():
+        encoding.table.copy_(torch.randn(encoding.table.shape, generator=generator))
+    encoding = encoding.cuda()
+    leaves = [torch.randn(2, 3, n, dim, generator=generator).to("cuda", dtype) for _ in range(4)]
+    grad, *leaves = (leaves[0], *(x.requires_grad_() for x in leaves[1:]))
+    options = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+    if kernel == "dense":  # the truth: the same numbers in float64
+        leaves = [x.detach().double().requires_grad_() for x in leaves]
+        grad, encoding = grad.double(), encoding.double()
+    out = rp.attention(*leaves, encoding, kernel=kernel, **options)
+    return [out, *torch.autograd.grad(out, [*leaves, *encoding.parameters()], grad)]
+
+
+@pytest.mark.parametrize("dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("dtype", list(LIMITS))
+@pytest.mark.parametrize("mask", list(MASKS))
+@pytest.mark.parametrize("kernel", ["auto", *(name for name in KERNELS if name not in ("dense", "flex"))])
+def test_every_kernel_against_dense(kernel: str, mask: str, dtype: torch.dtype, dim: int) -> None:
+    held_against_dense(kernel, mask, dtype, dim)
+
+
+@pytest.mark.slow(40)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", list(MASKS))
+def test_flex_against_dense(mask: str, dtype: torch.dtype) -> None:
+    """In fewer shapes, since each is compiled; and from a clean slate, as torch compiles a function only so often."""
+    torch._dynamo.reset()
+    held_against_dense("flex", mask, dtype, 64)
+
+
+def held_against_dense(kernel: str, mask: str, dtype: torch.dtype, dim: int) -> None:
+    try:
+        found = of_table(kernel, dtype, 777, dim, **MASKS[mask])
+    except Refusal:
+        assert kernel in ("fused", "hankel")
+        return
+    for got, want in zip(found, of_table("dense", dtype, 777, dim, **MASKS[mask]), strict=True):
+        limit = LIMITS[dtype] * max(1.0, want.detach().abs().max().item())
+        torch.testing.assert_close(got.double(), want.double(), rtol=0, atol=limit)
+
+
+def test_auto_takes_triton_for_half_precision() -> None:
+    q = torch.randn(1, 2, 600, 64, device="cuda")
+    encoding = rp.encoding("learned_bias", heads=2, max_lag=600).cuda()
+    assert rp.explain(q, q, q, encoding).kernel == "tiled"
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert rp.explain(*[q.bfloat16()] * 3, encoding).kernel == "triton"
+
+
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_triton_gives_the_same_bits_twice(dtype: torch.dtype) -> None:
+    first, second = (of_table("triton", dtype, 3001, 64, causal=True) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_toeplitz_matmul_in_triton(causal: bool) -> None:
+    c, x = torch.randn(3, 2 * 777 - 1, device="cuda"), torch.randn(2, 3, 777, 70, device="cuda")
+    found = []
+    for method, dtype in (("dense", torch.float64), ("triton", torch.float32), ("triton", torch.float32)):
+        leaves = [z.to(dtype).requires_grad_() for z in (c, x)]
+        y = rp.toeplitz_matmul(*leaves, causal=causal, method=method)
+        found.append([y, *torch.autograd.grad(y.square().mean(), leaves)])
+    for want, got, again in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+        assert torch.equal(got, again)
 
 
 def test_absolute_encodings() -> None:

@@ -51,7 +51,8 @@ def test_in_every_kernel(kernel: str, name: str) -> None:
     try:
         got = rp.attention(q, k, v, encoding, causal=True, kernel=kernel, q_pos=q_pos, k_pos=k_pos)
     except Refusal as refusal:
-        allowed = {"fused": {"toy_rotation"}, "hankel": {"toy_bias", "toy_rotation"}}
+        allowed: dict[str, set[str]] = {"fused": {"toy_rotation"}, "hankel": {"toy_bias", "toy_rotation"}}
+        allowed |= {"triton": set(), "flex": set()}  # which take no float64
         assert name not in allowed[kernel], refusal
         return
     agree(got, want, [q, k, v, *encoding.parameters()])

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from relpos.kernels import fused, hankel, opaque, tiles
+from relpos.kernels import flex, fused, hankel, opaque, tiles
 from relpos.kernels.call import Call, Refusal
 from relpos.kernels.dense import dense
+from relpos.kernels.triton import call as in_triton
 from relpos.positions import is_exporting, is_traced
 
 
@@ -27,6 +28,14 @@ KERNELS: dict[str, Callable[[Call], Tensor]] = {
     "tiled": tiled,
     "hankel": hankel.hankel,  # the two ways of "tiled", by name
     "generic": tiles.generic,
+    "triton": in_triton.triton,
+    "flex": flex.flex,
+}
+REFUSALS = {
+    "fused": fused.refusal,
+    "hankel": hankel.refusal,
+    "triton": in_triton.refusal,
+    "flex": flex.refusal,
 }
 
 SMALL = 2**16  # scores a head up to which the dense formula is quicker than tiles, and its n x n no larger than one
@@ -37,7 +46,7 @@ def pick(call: Call, kernel: str = "auto") -> tuple[str, str]:
     if kernel != "auto":
         if kernel not in KERNELS:
             raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
-        refuses = {"fused": fused.refusal, "hankel": hankel.refusal}.get(kernel)
+        refuses = REFUSALS.get(kernel)
         why = None if refuses is None else refuses(call)
         if why is not None:
             raise Refusal(f'kernel "{kernel}" cannot serve this call: {why}; kernel="auto" picks one that can')
@@ -88,14 +97,18 @@ def memory(call: Call, name: str) -> str:
         return f"O(n_q n_k): {scores:.1f} MiB for each of a few score tensors"
     lags = heads * (n_q + n_k) * size / 2**20
     view = name == "hankel" or (name == "tiled" and _by_view(call))
+    if name == "triton":
+        return f"O(n): {4 * lags:.2f} MiB for a table's gradient, where an n_q x n_k bias would take {scores:.0f} MiB"
     saved = "nothing" if name == "fused" else f"{lags:.2f} MiB of generator" if view else "a few tiles of some MiB"
     return f"O(n): {saved}, where an n_q x n_k bias would take {scores:.0f} MiB"
 
 
 def notes(call: Call, name: str) -> Iterator[str]:
     """What else a user may want to know."""
-    if call.q.element_size() < 4 and name != "fused":
+    if call.q.element_size() < 4 and name not in ("fused", "triton"):
         yield f"{call.q.dtype} inputs are computed in float32 and rounded once at the end"
+    if call.q.element_size() < 4 and name == "triton":
+        yield f"products are of {call.q.dtype}, weights included; sums and softmax are float32"
     if name == "tiled" and call.toeplitz and call.q.device.type == "cpu" and not _by_view(call):
         yield "without dropout and with padding at the ends only, the faster view of the generator would serve"
     if name not in ("dense", "fused"):

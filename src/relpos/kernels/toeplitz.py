@@ -15,8 +15,9 @@ from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.line import Line
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.linear.split import Rectangle, split, transformed
+from relpos.kernels.triton.call import refusal_of_product
 
-METHODS = ("auto", "dense", "band", "fft", "split")
+METHODS = ("auto", "dense", "band", "fft", "split", "triton")
 SMALL = 2**18  # entries a matrix up to which the matrix itself is the quickest
 
 
@@ -42,7 +43,9 @@ def toeplitz_matmul(
                      it stands, and in a causal product that includes the future
             "split"  lags near 0 directly, FFT for the rest; a causal product is cut into rectangles of past keys
                      and later queries, O(n log^2 n). On a grid "near" is the query's own row and those next to it
-            "auto"   the quickest of dense, band and split by size; never fft
+            "triton" O(n^2) time, O(n) memory: tiles of the matrix read from c, multiplied on the tensor's CUDA device;
+                     float32. Two runs give the same bits, gradients included
+            "auto"   the quickest of dense, band and split by size; never fft or triton
 
     Raises ValueError or TypeError for shapes, types and methods that do not fit.
     Source: Luo et al. 2021, eq. 11-13 (the FFT); Choromanski et al. 2022, arXiv 2107.07999 (grids).
@@ -122,6 +125,10 @@ def pick(product: Product, method: str) -> str:
         why = _no_band(product)
         if why is not None:
             raise Refusal(f'method "band" cannot serve this product: {why}; "split" takes any c')
+    if method == "triton":
+        why = refusal_of_product(product.c, product.x)
+        if why is not None:
+            raise Refusal(f'method "triton" cannot serve this product: {why}; "split" takes any')
     if method != "auto":
         return method
     if product.n_q * product.n_k <= SMALL:
@@ -163,6 +170,12 @@ def free(product: Product) -> Tensor:
     return split(q, k, product.x[None], product.c, phi, product.offset, product.causal, product.near)[0]
 
 
+def tiled(product: Product) -> Tensor:
+    from relpos.kernels.triton.toeplitz_matmul import multiply
+
+    return multiply(product.c, product.x, product.n_q, product.offset, product.causal)
+
+
 def _on_line(method: Callable[[Product], Tensor]) -> Callable[[Product], Tensor]:
     """A method for consecutive tokens, for tokens with gaps between them: a gap is a token that is 0."""
 
@@ -181,6 +194,7 @@ DIRECT: dict[str, Callable[[Product], Tensor]] = {
     "band": band,
     "fft": _on_line(fft),
     "split": _on_line(free),
+    "triton": _on_line(tiled),
 }
 
 

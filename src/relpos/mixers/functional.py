@@ -60,8 +60,9 @@ def attention(
     content        the layer's input (batch, n_k, model_dim), for encodings that read it (FoX)
     codes          what a Transform keeps for a whole sequence (see Transform.make_codes); default: made here
     dropout        probability of zeroing a weight; same generator state, same result in every kernel
-    kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)) or "fused" (torch's own, for
-                   transforms); `explain` says what auto picks and why
+    kernel         "auto", "dense" (the O(n^2) definition), "tiled" (any term, O(n)), "fused" (torch's own, for
+                   transforms), and on CUDA "triton" or "flex" (biases of consecutive lags); `explain` says what auto
+                   picks and why
 
     Tokens that hold NaN or infinity in q, k, v or content make NaN of the rows that see them (or are theirs) and of no
     others: the past, other documents and what lies outside the window keep every bit, and a loss over them every

@@ -103,6 +103,8 @@ def method(results: dict[str, Any]) -> list[str]:
             f"it: its n n h exponentials would take {_softmax(results)} of that time again forward, twice as many of "
             "them forward + backward."
         )
+    if results["settings"]["device"].startswith("cuda"):
+        lines.append("Times are those between two CUDA events on the stream, after all earlier work is done.")
     return lines
 
 

@@ -103,7 +103,7 @@ class Bench:
 
     def __init__(self, settings: Settings, about: dict[str, str], folder: Path, reporter: Reporter) -> None:
         self.settings, self.folder, self.reporter = settings, folder, reporter
-        self.contestants = chosen(settings.only, self.field)
+        self.contestants = chosen(settings.only, self.field, settings.device)
         self.patience = Patience(settings.rounds, settings.sample, settings.patience)
         torch.set_num_threads(settings.threads)
         self.missing = None

@@ -21,6 +21,7 @@ class Contestant:
     longest tokens beyond which it is left out, because it would take most of the run
     apart   runs in a process of its own, paired with a floor measured there
     deep    its memory is also measured at the longest lengths
+    device  the only one that it is for: it takes part elsewhere if it is asked for by name
     """
 
     name: str
@@ -32,6 +33,7 @@ class Contestant:
     slow: bool = False
     apart: bool = False
     deep: bool = False
+    device: str | None = None
 
     def prepare(self, problem: Problem) -> Prepared:
         """Ready to run; Refused says why not, whatever it was that went wrong."""
@@ -63,6 +65,7 @@ ATTENTION = {
         Contestant("hype-channels", "relpos, HyPE as channels", ours.in_channels("hype")),
         Contestant("alibi-channels", "relpos, ALiBi as channels", ours.in_channels("alibi")),
         Contestant("shaw", "relpos, Shaw keys, clip 128", ours.shaw),
+        Contestant("triton", "relpos, learned Toeplitz table in Triton", ours.in_triton, device="cuda", deep=True),
         Contestant("generic", "relpos, learned table by generic tiles", ours.generic, slow=True),
         Contestant("ready", "SDPA + ready n x n bias, no gradient to it", rivals.ready, heavy=2, slow=True),
         Contestant("materialised", "SDPA + gathered n x n bias", rivals.materialised, heavy=5, slow=True),
@@ -98,13 +101,18 @@ STOCHASTIC = {
 CONTESTANTS = {**ATTENTION, **LINEAR, **STOCHASTIC}
 
 
-def chosen(names: tuple[str, ...] | None, field: Mapping[str, Contestant] = ATTENTION) -> list[Contestant]:
-    """The named contestants in the order of the tables, all for None; the first of the field always takes part."""
+def chosen(
+    names: tuple[str, ...] | None, field: Mapping[str, Contestant] = ATTENTION, device: str = "cpu"
+) -> list[Contestant]:
+    """The named contestants in the order of the tables, for None all that are for the device; the first of the field
+    always takes part."""
     for name in names or ():
         if name not in field:
             raise unknown("contestant", name, field)
     first = next(iter(field))
-    return [each for each in field.values() if names is None or each.name in (first, *names)]
+    if names is None:
+        return [each for each in field.values() if each.device is None or device.startswith(each.device)]
+    return [each for each in field.values() if each.name in (first, *names)]
 
 
 def reason(error: BaseException) -> str:

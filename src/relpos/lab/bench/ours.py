@@ -40,6 +40,11 @@ def learned(problem: Problem, kernel: str = "auto") -> Prepared:
     return _prepared(problem, free(problem), kernel)
 
 
+def in_triton(problem: Problem) -> Prepared:
+    """The same table by the Triton kernel, named: auto would take it for half precision alone."""
+    return learned(problem, "triton")
+
+
 def generic(problem: Problem) -> Prepared:
     """The same table through the tiles that serve any term, without the view that serves biases."""
     return learned(problem, "generic")
