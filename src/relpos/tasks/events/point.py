@@ -63,6 +63,7 @@ class PointProcess:
     name = "events"
     title = "events: what comes next and when, in sequences of marked events, beside classical point processes"
     unit = "nats an event"
+    bounds = ("the truth",)
     multiples = (1,)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
