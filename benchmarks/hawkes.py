@@ -185,8 +185,9 @@ def page(stored: dict[str, Any], seeds: list[int], steps: int) -> str:
     head = [f"| model | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     parts += [
         f"## Calibration, over {WINDOWS} windows a seed",
-        f"Each window is tested by time rescaling on its first {GAPS} gaps (Kolmogorov-Smirnov against the exponential); "
-        f"the  {WINDOWS} p-values are then tested against the uniform (*second-level p*). A right model has uniform "
+        f"Each window is tested by time rescaling on its first {GAPS} gaps (Kolmogorov-Smirnov against the "
+        f"exponential); the {WINDOWS} p-values are then tested against the uniform (*second-level p*). A right "
+        "model has uniform "
         "p-values, of which 5 % are below 0.05; a wrong one has them near 0.",
     ]
     for name in PROCESSES:
@@ -208,9 +209,10 @@ def page(stored: dict[str, Any], seeds: list[int], steps: int) -> str:
         )
     parts += [
         f"Networks: relative position and time, width 32, two layers, {steps} steps on four fifths of {TRAINED} "
-        f"windows of {SPAN:g} units of time; windows tested are others. The second-level test sees a fault of the size of "
-        f"a hundredth in the distribution of the gaps, as it reads {WINDOWS * GAPS:,} of them: what a network lacks in "
-        "likelihood may be far too little to matter, and still be seen.",
+        f"windows of {SPAN:g} units of time; windows tested are others. The second-level test sees a "
+        f"fault of the size of a hundredth in the distribution of the gaps, as it reads {WINDOWS * GAPS:,} of them: what "
+        "a "
+        "network lacks in likelihood may be far too little to matter, and still be seen.",
         f"Command: `python benchmarks/hawkes.py --markdown docs/results/hawkes.md`. Machine: {machine()}.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -7,7 +7,7 @@ event of time and mark jointly, in the unit of the times. What came before is hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,11 +99,17 @@ def untied(sequences: Sequences, ties: str = "spread", tick: float = 0.0) -> Seq
 
 def score(models: Sequence[Process], plan: Protocol) -> float:
     """Nats an event after the cut, each sequence under its own model."""
-    total = sum(
-        float(model.log_likelihood(one, since=plan.cut[[row]])[0])
-        for row, (model, one) in enumerate(zip(models, plan.sequences))
-    )
+    total = sum(float(model.log_likelihood(own, since=since).sum()) for model, own, since in shared(models, plan))
     return total / plan.scored
+
+
+def shared(models: Sequence[Process], plan: Protocol) -> Iterator[tuple[Process, Sequences, np.ndarray]]:
+    """(model, the sequences it is of, their cuts) of each distinct model, so that one of many is asked once."""
+    rows: dict[int, list[int]] = {}
+    for row, model in enumerate(models):
+        rows.setdefault(id(model), []).append(row)
+    for own in rows.values():
+        yield models[own[0]], plan.sequences.select(own), plan.cut[own]
 
 
 def without_marks(sequences: Sequences) -> Sequences:
