@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -69,6 +70,9 @@ def test_the_best_is_marked_by_the_direction_of_each_metric(signs: Run) -> None:
     assert text.startswith(
         "toy_slope[sign=-1] is best: accuracy 90.0 ± 1.0 %, 35.0 above the best trivial predictor (always even)."
     )
+    limits = {**results.baselines, "optimum": {"accuracy": {16: 1.0}}}
+    bounded = headline(dataclasses.replace(results, baselines=limits, bounds=("optimum",)))
+    assert "35.0 above the best trivial predictor (always even) and 10.0 below what can be reached (optimum)" in bounded
     assert measured(results).startswith("Accuracy: %, higher is better. Misses: lower is better. Loss: nats an example")
     assert results.best_baseline(results.metrics[0], 16) == ("always even", 0.55)
     assert results.best_baseline(results.loss, 16) is None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from relpos.lab import plots
 from relpos.lab.compare import check_same_tokens, compare
 from relpos.lab.measure import parameter_groups, parameters, peak_bytes
 from relpos.lab.report import headline, markdown_table, plain_text, write_markdown, write_report
-from relpos.lab.results import collect, spread
+from relpos.lab.results import collect, position_curve, spread
 from relpos.lab.run import Run
 from relpos.lab.train import evaluating
 from tests.lab.conftest import ENCODINGS, quiet, settings
@@ -174,3 +176,15 @@ def test_looks_differ_for_28_encodings() -> None:
 def test_values_of_a_description_are_written_as_people_do() -> None:
     assert plain_text({"train": {"pieces": 12345}, "test": {"pieces": 7}}) == "train: pieces: 12,345; test: pieces: 7"
     assert plain_text([1, 2.5, "x"]) == "1, 2.5, x"
+
+
+def test_a_position_that_is_never_asked_has_no_mean_and_warns_of_nothing(finished: Run) -> None:
+    """Its mean over the seeds is NaN; numpy said "Mean of empty slice" of it once."""
+    row = collect(finished).rows[0]
+    longest = str(max(row.values["loss"]))
+    rows = [[float("nan"), 1.0, 2.0], [float("nan"), 3.0, float("nan")]]
+    records = tuple({"lengths": {longest: {"by_position": each}}} for each in rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = position_curve(dataclasses.replace(row, records=records))
+    np.testing.assert_array_equal(found, [np.nan, 2.0, 2.0])

@@ -75,6 +75,8 @@ def _about(task: Any) -> dict[str, object]:
         about["pace"] = pace(task)
     if measure(task) != Measure():
         about["measure"] = dataclasses.asdict(measure(task))
+    if bounds := getattr(task, "bounds", ()):
+        about["bounds"] = list(bounds)
     if costs := getattr(task, "costs", ()):
         about["costs"] = [dataclasses.asdict(cost) for cost in costs]
     return about

@@ -20,14 +20,28 @@ Data = Annotated[
     str, typer.Argument(metavar="[DATA]", help="A set of event sequences; `relpos data list` shows them all.")
 ]
 Copy = Annotated[Path | None, typer.Option("--path", help="Your own copy of the data, a file or a folder.")]
-Least = Annotated[int, typer.Option(min=1, help="Events that a sequence must have to be taken.")]
-Most = Annotated[int, typer.Option(min=1, help="Sequences to take at most, in the order of their names.")]
+Least = Annotated[
+    int | None,
+    typer.Option(min=1, help="Events that a sequence must have to be taken: 300 for mpls-stops, 5 for cdnow, else 10."),
+]
+Most = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sequences to take, in the order of names: 25 for mpls-stops, 1000 for cdnow, else 200."),
+]
 Period = Annotated[
     float | None,
     typer.Option(min=0, help="Of a rate that repeats, in the data's unit; a week if left out, 0 for no such rate."),
 ]
+Bins = Annotated[
+    int | None,
+    typer.Option(min=1, help="Equal parts of the period; 168, as a week has hours, or what a coarse clock allows."),
+]
 Ties = Annotated[
-    str, typer.Option(help="Events at one time: spread (within a tick of the clock), first (drop later ones), keep.")
+    str | None,
+    typer.Option(
+        help="Events at one time: spread (within a tick of the clock), first (drop later ones), keep; jitter lays all "
+        "events out within their ticks, and is what a clock gets that shows in the gaps."
+    ),
 ]
 MODELS = "poisson, periodic, renewal, hawkes (of marks), hawkes-periodic (on the repeating rate)"
 
@@ -66,16 +80,16 @@ def simulate(
 def fit(
     name: Data = "mpls-stops",
     path: Copy = None,
-    least: Least = 300,
-    most: Most = 25,
+    least: Least = None,
+    most: Most = None,
     period: Period = None,
-    bins: Annotated[int, typer.Option(min=1, help="Equal parts of the period.")] = 168,
-    ties: Ties = "spread",
+    bins: Bins = None,
+    ties: Ties = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the table as JSON.")] = None,
 ) -> None:
     """Fit classical processes, one a sequence, to the first four fifths; score them on the last, in nats an event.
 
-    The rows are what any other model of the data has to beat.
+    Where sequences are short (under 50 events), one is fitted to all. The rows are what another model has to beat.
 
     Example: [bold]relpos events fit mpls-stops[/bold]
     """
@@ -88,11 +102,11 @@ def diagnose(
     name: Data = "mpls-stops",
     path: Copy = None,
     model: Annotated[str, typer.Option(help=f"One of {MODELS}.")] = "hawkes",
-    least: Least = 300,
-    most: Most = 25,
+    least: Least = None,
+    most: Most = None,
     period: Period = None,
-    bins: Annotated[int, typer.Option(min=1, help="Equal parts of the period.")] = 168,
-    ties: Ties = "spread",
+    bins: Bins = None,
+    ties: Ties = None,
     sequence: Annotated[str | None, typer.Option(help="Name of the sequence to draw; the first if left out.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="PNG to write; default DATA-MODEL.png.")] = None,
 ) -> None:

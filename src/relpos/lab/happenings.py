@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from relpos.lab.checkpoint import write_atomic, write_json
 from relpos.lab.errors import LabError
 from relpos.lab.progress import Reporter
-from relpos.tasks.events import UNITS, Sequences, anchors
+from relpos.tasks.events import UNITS, Sequences, anchors, clock
 from relpos.tasks.events.processes import (
     KS,
     Hawkes,
@@ -32,19 +33,21 @@ if TYPE_CHECKING:
 WEEK = 7 * UNITS["days"]
 MODELS = ("poisson", "periodic", "renewal", "hawkes", "hawkes-periodic")
 DRAWN = 60  # events in the picture of an intensity
-Cycle = tuple[float | None, int]
-"""Period in the unit of the data (None: a week, 0: none) and its equal parts."""
+Cycle = tuple[float | None, int | None]
+"""Period in the unit of the data (None: a week, 0: none) and its equal parts (None: the most that make sense)."""
+BINS = 168  # of a week the hours
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which sequences: of what set, from where, of how many events, how many of them, and what becomes of ties."""
+    """Which sequences: of what set, from where, of how many events, how many of them, and what becomes of ties. None:
+    as usual for the set, and what suits its clock."""
 
     name: str
     path: Path | None
-    least: int
-    most: int
-    ties: str
+    least: int | None
+    most: int | None
+    ties: str | None
 
 
 def chosen(choice: Choice, reporter: Reporter) -> anchors.Protocol:
@@ -60,7 +63,11 @@ def chosen(choice: Choice, reporter: Reporter) -> anchors.Protocol:
         if not isinstance(found, Events):
             raise LabError(f"{choice.name} holds {found.shape_name}, not events; see `relpos data list`")
         whole = found.sequences
-        plan = anchors.protocol(anchors.untied(whole, choice.ties), choice.least, choice.most)
+        tick = clock.resolution(whole)
+        ties = clock.policy(whole, choice.ties, tick)
+        usual = anchors.SIZES.get(choice.name, anchors.OTHERS)
+        least, most = (own if given is None else given for own, given in zip(usual, (choice.least, choice.most)))
+        plan = anchors.protocol(anchors.untied(whole, ties, tick), least, most, tick=tick)
     except (FetchError, ValueError, OSError) as error:
         raise LabError(str(error)) from error
     if not whole.windowed:
@@ -68,7 +75,36 @@ def chosen(choice: Choice, reporter: Reporter) -> anchors.Protocol:
             f"note: {choice.name} does not say until when it was observed; windows end with the last event, which "
             "makes rates look a little higher than they are"
         )
+    if choice.ties is None and ties == "jitter":
+        reporter.say(
+            f"note: the clock of {choice.name} ticks every {clock.named(tick, whole.unit)}; events are laid out at "
+            "random within their ticks, so that no model can score by knowing the clock"
+        )
+    if plan.short:
+        reporter.say("note: the sequences are short, so one model is fitted to all of them together")
     return plan
+
+
+def bins_of(plan: anchors.Protocol, period: float | None, bins: int | None, reporter: Reporter) -> int:
+    """The parts of a period: as wanted; where nothing is wanted the hours of a week, or what the clock allows.
+
+    LabError where parts are wanted that are shorter than the clock's ticks, or hold now more and now fewer of them.
+    """
+    wanted = BINS if bins is None else bins
+    if period is None:
+        return wanted
+    allowed, unit = clock.parts(period, wanted, plan.tick), plan.sequences.unit
+    if allowed == wanted:
+        return wanted
+    ticks = f"the clock of the data ticks every {clock.named(plan.tick, unit)}"
+    if bins is not None:
+        raise LabError(
+            f"--bins {bins} cuts the period of {period:g} {unit or 'of the data'} into parts that do not hold whole "
+            f"ticks, and {ticks}: rates would tell where the clock can stand, and not when events come. Give --bins "
+            f"{allowed}, or leave it out"
+        )
+    reporter.say(f"note: {ticks}; rates by {allowed} parts of the period in place of {wanted}")
+    return allowed
 
 
 def period_of(plan: anchors.Protocol, period: float | None) -> float | None:
@@ -137,14 +173,16 @@ def line(one: Sequences, row: int) -> dict[str, Any]:
 # --- fit --------------------------------------------------------------------------------------------------------------
 
 
-def fit_table(choice: Choice, period: float | None, bins: int, output: Path | None, reporter: Reporter) -> None:
+def fit_table(choice: Choice, period: float | None, bins: int | None, output: Path | None, reporter: Reporter) -> None:
     """Prints the score of every classical model, and writes it as JSON."""
     from rich.table import Table
 
     plan = chosen(choice, reporter)
+    period = period_of(plan, period)
+    bins = bins_of(plan, period, bins, reporter)
     try:
         with reporter.step("fitting") as step:
-            rows = anchors.rows(plan, period_of(plan, period), bins, step)
+            rows = anchors.rows(plan, period, bins, step, pooled=plan.short)
     except ValueError as error:
         raise LabError(str(error)) from error
     unit = plan.sequences.unit or "unit of time"
@@ -173,21 +211,27 @@ def fit_table(choice: Choice, period: float | None, bins: int, output: Path | No
 # --- diagnose ---------------------------------------------------------------------------------------------------------
 
 
-def fitted(plan: anchors.Protocol, model: str, cycle: tuple[float | None, int], reporter: Reporter) -> list[Process]:
-    """A model a sequence, of one of `MODELS`, fitted to its whole window."""
-    period, bins = cycle
+def fitted(plan: anchors.Protocol, model: str, cycle: Cycle, reporter: Reporter) -> list[Process]:
+    """A model a sequence, of one of `MODELS`, fitted to its whole window; one for all where sequences are short."""
+    period = cycle[0]
     if model not in MODELS:
         raise LabError(f"unknown model {model!r}; known: {', '.join(MODELS)}")
     if "periodic" in model and period is None:
         raise LabError(f"{model} needs --period, in the unit of the times ({plan.sequences.unit or 'unknown'})")
+    bins = bins_of(plan, period if "periodic" in model else None, cycle[1], reporter)
     whole = plan.sequences
     fits: dict[str, Callable[..., Process]] = {"poisson": Poisson.fit, "renewal": Renewal.fit}
     with reporter.step(f"fitting {model}") as step:
         grounds: list[list[PeriodicPoisson]] = []
         if "periodic" in model and period is not None:
-            grounds = [anchors.background(anchors.Protocol(whole, whole, whole.end), period, bins)]
+            whole_plan = anchors.Protocol(whole, whole, whole.end)
+            base = partial(PeriodicPoisson.fit, period=period, bins=bins)
+            tables = [base(whole)] * len(whole) if plan.short else anchors.background(whole_plan, period, bins)
+            grounds = [tables]
         if model == "periodic":
             return list(grounds[0])
+        if plan.short:
+            return anchors.together(fits.get(model, Hawkes.fit), whole, *grounds)
         return anchors.each(fits.get(model, Hawkes.fit), whole, *grounds, progress=step)
 
 

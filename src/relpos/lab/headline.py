@@ -20,16 +20,21 @@ def headline(results: Results) -> str:
     text += f" {metric.unit}".rstrip()
     best, baseline = results.ranked(metric, there)[0], results.best_baseline(metric, there)
     mean = best.values[metric.name][there].mean
-    if baseline is not None and mean is not None:
-        way = "above" if mean > baseline[1] else "below"
-        text += f", {metric.text(abs(mean - baseline[1]))} {way} the best trivial predictor ({baseline[0]})"
-    text += "."
+    limit = results.bound(metric, there)
+    known = [(baseline, "the best trivial predictor"), (limit, "what can be reached")]
+    apart = [_apart(metric, mean, *pair, what) for pair, what in known if pair is not None and mean is not None]
+    text += "".join([", " + " and ".join(apart)] if apart else []) + "."
     if there != short and results.ranked(metric, short):
         text += _at_training(results, metric)
     for length in (results.lengths[0], results.lengths[-1]):
         if length != short:
             text += _loser(results, metric, length)
     return text + _diverged(results)
+
+
+def _apart(metric: Metric, mean: float, name: str, value: float, what: str) -> str:
+    way = "above" if mean > value else "below"
+    return f"{metric.text(abs(mean - value))} {way} {what} ({name})"
 
 
 def _at_training(results: Results, metric: Metric) -> str:

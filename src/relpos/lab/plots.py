@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def by_length(results: Results, metric: Metric) -> Figure:
         axes.set_yscale("log")
         _plain_log_ticks(axes)
     axes.set_xlabel(f"{results.measure.noun} at evaluation ({results.measure.unit})")
-    axes.set_ylabel(_label(metric, "test "))
+    axes.set_ylabel(textwrap.fill(_label(metric, "test "), 30))  # a line as long as the axis is high
     _legend(figure, axes)
     return figure
 

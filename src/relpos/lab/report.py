@@ -199,9 +199,7 @@ def _figures(results: Results) -> list[Drawn]:
         title = f"{metric.title[:1].upper()}{metric.title[1:]}"
         if len(results.lengths) > 1:
             noun = results.measure.noun
-            axes = (
-                f"{noun.split()[-1].capitalize()} logarithmic" if metric.higher_is_better else "Both axes logarithmic"
-            )
+            axes = f"{noun[:1].upper()}{noun[1:]}: logarithmic" if metric.higher_is_better else "Both axes logarithmic"
             figure, title = plots.by_length(results, metric), f"{title} against {noun}"
             drawn.append(Drawn(f"{metric.name}-by-length", figure, title, f"{axes}; bars: {spread}."))
         else:

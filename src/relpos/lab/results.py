@@ -58,7 +58,8 @@ class Results:
     """A run as numbers.
 
     lengths: ascending, the training length among them. metrics: the task's own, then the loss; a report opens with the
-    first. baselines: ``[name][metric name][length]``, where there is a value. costs: what else a contestant's row has.
+    first. baselines: ``[name][metric name][length]``, where there is a value; bounds: those that are limits. costs:
+    what else a contestant's row has.
     measure, pace: how lengths are spoken of, and what the speed counts.
     """
 
@@ -73,6 +74,7 @@ class Results:
     measure: Measure
     pace: str
     costs: tuple[Metric, ...]
+    bounds: tuple[str, ...] = ()
 
     @property
     def opening(self) -> int:
@@ -97,10 +99,15 @@ class Results:
         return [row for row, value in zip(ranked, values, strict=True) if _within(metric, values[0], value)]
 
     def best_baseline(self, metric: Metric, length: int) -> tuple[str, float] | None:
-        """The strongest trivial predictor."""
+        """The strongest trivial predictor; limits are none."""
         every = {name: values.get(metric.name, {}) for name, values in self.baselines.items()}
-        named = [(name, values[length]) for name, values in every.items() if length in values]
+        named = [(n, values[length]) for n, values in every.items() if length in values and n not in self.bounds]
         return max(named, key=lambda pair: metric.gain(pair[1], 0.0)) if named else None
+
+    def bound(self, metric: Metric, length: int) -> tuple[str, float] | None:
+        """The first of the limits that has a value here."""
+        found = ((name, self.baselines.get(name, {}).get(metric.name, {}).get(length)) for name in self.bounds)
+        return next(((name, value) for name, value in found if value is not None), None)
 
 
 def shown(metrics: Iterable[Metric], unit: str) -> tuple[Metric, ...]:
@@ -171,6 +178,7 @@ def _collect(run: Run) -> Results:
         measure=Measure(**run.config.get("measure", {})),
         pace=pace,
         costs=costs,
+        bounds=tuple(run.config.get("bounds", ())),
     )
 
 
@@ -216,7 +224,12 @@ def position_curve(row: Row) -> np.ndarray | None:
     if not usable:
         return None
     curves = [record["lengths"][str(max(usable))]["by_position"] for record in row.records]
-    return None if None in curves else np.nanmean(np.array(curves, dtype=np.float64), axis=0)
+    if None in curves:
+        return None
+    values = np.array(curves, dtype=np.float64)
+    # Where a position is never asked, as at the start of a sequence, there is no mean, and it stays NaN.
+    known = (~np.isnan(values)).sum(0)
+    return np.divide(np.nansum(values, 0), known, out=np.full(values.shape[1], np.nan), where=known > 0)
 
 
 @dataclass(frozen=True)

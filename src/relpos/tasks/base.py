@@ -113,6 +113,8 @@ class Task(Protocol):
               rows, as "images"
     costs     a `Metric` for each number that ``cost(model) -> {name: value}`` gives of a trained model beside its
               parameters, speed and memory; a column each
+    bounds    names of the rows of `baselines` that are no predictors but limits, such as the optimum or the truth that
+              data was drawn from; a report compares with the first of them apart from the others
     pictures  ``pictures(model, directory) -> list[Artifact]``: what the encodings of a model have learned, drawn by the
               task; it takes the place of the pictures by lag, which know attention over a line only
     """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from relpos.tasks.data.sets import Events
+from relpos.tasks.events import clock
 from relpos.tasks.events.sequences import Sequences
 
 SIDES = ("train", "validation", "test")
@@ -51,11 +52,7 @@ def dequantised(sequences: Sequences, seed: int = 0) -> Sequences:
     if not (gaps > 0).any():
         raise ValueError("all events of each sequence are at one time: there is no clock to learn")
     tick = float(gaps[gaps > 0].min())
-    moved = np.random.default_rng([20240511, seed]).random(len(gaps)) * tick
-    group = np.cumsum(gaps != 0)  # a first event, whose gap is NaN, begins a group too
-    moved = moved[np.lexsort((moved, group))]
-    whole = np.arange(len(gaps))
-    return sequences.replace(whole, sequences.offsets, times=sequences.times + moved, end=sequences.end + tick)
+    return replace(clock.jittered(sequences, tick, seed), end=sequences.end + tick)
 
 
 def tracks(

@@ -7,31 +7,42 @@ event of time and mark jointly, in the unit of the times. What came before is hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from relpos.tasks.base import Progress
+from relpos.tasks.events import checks, clock
 from relpos.tasks.events.processes import Hawkes, PeriodicPoisson, Poisson, Process, Renewal
 from relpos.tasks.events.sequences import Sequences
 
 STRENGTHS = (0.0, 250.0, 1000.0, 4000.0)
+SIZES = {"mpls-stops": (300, 25), "cdnow": (5, 1000), "hawkes": (2, 25)}
+"""Of a data set: events that a sequence must have, and how many sequences are taken."""
+OTHERS = (10, 200)
+FEW = 50  # events a sequence in the fitted part: below it the classical processes are fitted to all sequences together
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All windows, what is fitted, and the time from which on is scored, (count,)."""
+    """All windows, what is fitted, and the time from which on is scored, (count,); tick: of the clock, 0.0: none."""
 
     sequences: Sequences
     train: Sequences
     cut: np.ndarray
+    tick: float = 0.0
 
     @property
     def scored(self) -> int:
         """Events that are scored."""
         return int((self.sequences.times > np.repeat(self.cut, self.sequences.lengths)).sum())
+
+    @property
+    def short(self) -> bool:
+        """Whether sequences are too short for a model each."""
+        return len(self.train) > 1 and float(np.median(self.train.lengths)) < FEW
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Row:
     models: Sequence[Process]
 
 
-def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: float = 0.8) -> Protocol:
+def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: float = 0.8, tick: float = 0.0) -> Protocol:
     """ValueError where no sequence has enough events, and where none of them comes in the part that is scored."""
     enough = np.flatnonzero(sequences.lengths >= least)
     if sequences.ids:
@@ -53,18 +64,23 @@ def protocol(sequences: Sequences, least: int = 300, most: int = 25, share: floa
         raise ValueError(f"no sequence has at least {least} events; the longest has {sequences.lengths.max(initial=0)}")
     chosen = sequences.select(enough[:most])
     cut = chosen.start + share * (chosen.end - chosen.start)
-    plan = Protocol(chosen, chosen.until(cut), cut)
+    plan = Protocol(chosen, chosen.until(cut), cut, tick)
     if not plan.scored:
         raise ValueError(f"no event comes after the first {share:g} of the windows, so there is none to score")
     return plan
 
 
-def untied(sequences: Sequences, ties: str = "spread") -> Sequences:
+def untied(sequences: Sequences, ties: str = "spread", tick: float = 0.0) -> Sequences:
     """The same sequences with their ties treated as `Sequences.from_flat` says; places and profiles are left away.
 
-    A gap of 0 has no density, so a likelihood needs that. Windows may grow by a tick for events that are spread.
+    A gap of 0 has no density, so a likelihood needs that. Windows may grow by a tick for events that are spread. With
+    ``ties="jitter"`` all events, tied or not, are laid out at random within their ``tick``: of a clock that shows in
+    the gaps, a density that learned it would grow without bound.
     """
+    checks.require(ties in clock.POLICIES, f"ties is one of {', '.join(clock.POLICIES)}, got {ties!r}")
     whole = sequences
+    if ties == "jitter":
+        whole, ties = clock.jittered(whole, tick), "spread"
     end = whole.end
     if ties == "spread" and len(whole.times):
         gaps = whole.gaps()
@@ -83,11 +99,17 @@ def untied(sequences: Sequences, ties: str = "spread") -> Sequences:
 
 def score(models: Sequence[Process], plan: Protocol) -> float:
     """Nats an event after the cut, each sequence under its own model."""
-    total = sum(
-        float(model.log_likelihood(one, since=plan.cut[[row]])[0])
-        for row, (model, one) in enumerate(zip(models, plan.sequences))
-    )
+    total = sum(float(model.log_likelihood(own, since=since).sum()) for model, own, since in shared(models, plan))
     return total / plan.scored
+
+
+def shared(models: Sequence[Process], plan: Protocol) -> Iterator[tuple[Process, Sequences, np.ndarray]]:
+    """(model, the sequences it is of, their cuts) of each distinct model, so that one of many is asked once."""
+    rows: dict[int, list[int]] = {}
+    for row, model in enumerate(models):
+        rows.setdefault(id(model), []).append(row)
+    for own in rows.values():
+        yield models[own[0]], plan.sequences.select(own), plan.cut[own]
 
 
 def without_marks(sequences: Sequences) -> Sequences:

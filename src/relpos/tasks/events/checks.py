@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,13 @@ def firsts(offsets: np.ndarray) -> np.ndarray:
 
 
 def as_times(given: Any, name: str, unit: str) -> np.ndarray:
-    """(n,) int64 or float64. datetime64 becomes float64 in ``unit``; float32 is refused where coarse."""
+    """(n,) int64 or float64. datetime64 and datetimes become float64 in ``unit``, those with a zone by way of UTC, so
+    that an hour that daylight saving repeats is two; float32 is refused where coarse."""
     array = np.asarray(given)
     if array.size == 0:
         return np.zeros(0)
+    if array.dtype == object and array.ndim == 1 and all(isinstance(each, datetime) for each in array):
+        return _dates(_utc(array, name), name, unit)
     if array.dtype == object or array.dtype.kind in "US":
         raise TypeError(f"{name}: times are numbers or datetime64, got {array.dtype}; parse text first, as UTC")
     if array.ndim != 1:
@@ -55,6 +59,20 @@ def as_times(given: Any, name: str, unit: str) -> np.ndarray:
                 "Give float64 or int64 from the file on; a cast now does not bring the digits back"
             )
     return array.astype(np.int64 if array.dtype.kind in "iu" else np.float64, copy=False)
+
+
+def _utc(array: np.ndarray, name: str) -> np.ndarray:
+    """datetimes, also those of pandas, as datetime64[ns]. ValueError where some have a zone and others none."""
+    aware = np.array([each.tzinfo is not None for each in array])
+    if aware.any() and not aware.all():
+        at = int(aware.argmin())
+        raise ValueError(
+            f"{name}, event {at}: the time {array[at]} has no zone, where others have one; give all or none"
+        )
+    epoch = datetime(1970, 1, 1, tzinfo=UTC) if aware.any() else datetime(1970, 1, 1)
+    step = timedelta(microseconds=1)
+    nanoseconds = [((each - epoch) // step) * 1000 + getattr(each, "nanosecond", 0) for each in array]
+    return np.array(nanoseconds, dtype=np.int64).astype("datetime64[ns]")
 
 
 def _dates(array: np.ndarray, name: str, unit: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from relpos.tasks.base import Progress
-from relpos.tasks.events.anchors import Protocol, TimeThenMark, without_marks
+from relpos.tasks.events.anchors import Protocol, TimeThenMark, shared, without_marks
 from relpos.tasks.events.metrics import Foretold, otd, t_map
 from relpos.tasks.events.neural import Draw, PointNetwork, Scales, continuations
 from relpos.tasks.events.processes import NextEvent, Poisson, Process, Renewal, gap_density, ks_uniform, simulate
@@ -59,15 +59,15 @@ def of(models: Sequence[Process], plan: Protocol) -> dict[str, float]:
     """mae, accuracy and ks of a process for each sequence, on the scored events. Marks are those likeliest at the
     median gap."""
     off, right, steps, events = [], [], [], []
-    for row, (model, one) in enumerate(zip(models, plan.sequences)):
-        since = plan.cut[[row]]
-        gaps, last = model.compensator_from(one, since)
-        late = one.times > since[0]
-        steps += [gaps.sum(-1)[late], last.sum(-1)]
-        events += [np.ones(int(late.sum()), dtype=bool), np.zeros(1, dtype=bool)]
-        median, kinds = _foretold(model, one, late)
-        off.append(np.abs((one.times - previous(one))[late] - median))
-        right.append(one.kinds[late] == kinds)
+    for model, own, since in shared(models, plan):
+        gaps, last = model.compensator_from(own, since)
+        late, ends = own.times > np.repeat(since, own.lengths), own.offsets[1:]
+        counted = np.insert(late, ends, True)  # silences count, whether or not an event is late
+        steps.append(np.insert(gaps.sum(-1), ends, last.sum(-1))[counted])
+        events.append(np.insert(np.ones(len(late), dtype=bool), ends, False)[counted])
+        median, kinds = _foretold(model, own, late)
+        off.append(np.abs((own.times - previous(own))[late] - median))
+        right.append(own.kinds[late] == kinds)
     return {
         "mae": float(np.concatenate(off).mean()),
         "accuracy": float(np.concatenate(right).mean()),
@@ -75,22 +75,22 @@ def of(models: Sequence[Process], plan: Protocol) -> dict[str, float]:
     }
 
 
-def _foretold(model: Process, one: Sequences, late: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _foretold(model: Process, own: Sequences, late: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median gap and likeliest mark of the events ``late`` (events,) bool."""
     count = int(late.sum())
     if isinstance(model, TimeThenMark):
-        times, _ = _foretold(model.times, without_marks(one), late)
+        times, _ = _foretold(model.times, without_marks(own), late)
         return times, np.full(count, model.shares.argmax())
-    density = gap_density(model, one)
+    density = gap_density(model, own)
     if isinstance(model, Renewal):
         median = float(density.quantile(0.5).reshape(-1)[0])
         return np.full(count, median), np.full(count, model.shares.argmax())
     assert isinstance(density, NextEvent)
-    own = NextEvent(density.process, density.now[late], density.state[late])
+    ahead = NextEvent(density.process, density.now[late], density.state[late])
     if not count:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
-    median_of = own.quantile(own.mass() / 2).numpy()
-    return median_of, own.rates(median_of).argmax(-1)
+    median_of = ahead.quantile(ahead.mass() / 2).numpy()
+    return median_of, ahead.rates(median_of).argmax(-1)
 
 
 # --- a horizon --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from torch import Tensor
 from relpos.tasks import held_out
 from relpos.tasks.base import Artifact, Evaluation, Metric, Progress
 from relpos.tasks.data import sets
-from relpos.tasks.events import anchors, forecasts, point_pictures
+from relpos.tasks.events import anchors, clock, forecasts, point_pictures
 from relpos.tasks.events.anchors import Protocol
 from relpos.tasks.events.neural import Following, PointNetwork, Scales, Seen, Tape
 from relpos.tasks.events.processes import Hawkes, simulate
@@ -33,11 +33,7 @@ from relpos.tasks.events.sequences import UNITS, Sequences
 
 Batch = tuple[Tensor, ...]
 SPLITS = ("validation", "test")
-SIZES = {"mpls-stops": (300, 25), "cdnow": (5, 1000), "hawkes": (2, 25)}
-"""Of a data set: events that a sequence must have, and how many sequences are taken."""
-OTHERS = (10, 200)
 BINS = 168  # parts of the period, of a week the hours
-FEW = 50  # events a sequence in the fitted part: below it the classical processes are fitted to all sequences together
 TRUTH = ((0.3, 0.2), ((0.4, 0.1), (0.2, 0.3)), 1.0)  # mu, alpha, beta of the simulated data
 _CLOCK = "relative_channels[periods=[24,168]]"
 CONTESTANTS = (
@@ -57,7 +53,8 @@ class PointProcess:
     dataset   "mpls-stops", "cdnow", "hawkes" (simulated, so that the truth is a row), or any set of event sequences;
               path: of your own copy
     least     events that a sequence must have; most: sequences that are taken, in the order of their names
-    ties      of events at one time: "spread", "first" or "keep"
+    ties      of events at one time: "spread", "first" or "keep"; "jitter" lays all events out within the ticks of the
+              clock, and is the default where these show in the gaps (a thousandth of the median gap and more)
     length    tokens in training; at least half as many come before every event that is scored
     hold      whether the split "validation" is held out from training
     period    of the rates of the classical processes, in the unit of the data: a week where the unit is known, 0: none
@@ -66,6 +63,7 @@ class PointProcess:
     name = "events"
     title = "events: what comes next and when, in sequences of marked events, beside classical point processes"
     unit = "nats an event"
+    bounds = ("the truth",)
     multiples = (1,)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "demo": {
@@ -92,12 +90,12 @@ class PointProcess:
         path: str | None = None,
         least: int | None = None,
         most: int | None = None,
-        ties: str = "spread",
+        ties: str | None = None,
         length: int = 64,
         hold: bool = False,
         period: float | None = None,
     ) -> None:
-        usual = SIZES.get(dataset, OTHERS)
+        usual = anchors.SIZES.get(dataset, anchors.OTHERS)
         self.dataset, self.path, self.ties, self.hold, self.period = dataset, path, ties, hold, period
         self.least, self.most = usual[0] if least is None else least, usual[1] if most is None else most
         if min(self.least, self.most) < 1 or length < 4 or (period is not None and period < 0):
@@ -127,18 +125,20 @@ class PointProcess:
             self.take(*self._read(progress))
 
     def _read(self, progress: Progress | None) -> tuple[Sequences, str, float]:
-        """The sequences, where they are from, and the tick of their clock."""
+        """The sequences with their ties treated, where they are from, and the tick of their clock."""
         if self.dataset == "hawkes":
             drawn = simulate(Hawkes(*TRUTH), (0.0, 400.0), self.most, 0)
             return drawn, "simulated by relpos: an exponential Hawkes process of two marks", 0.0
         found = held_out.load(sets.Events, self.dataset, self.path, progress)
-        gaps = found.sequences.gaps()
-        tick = float(gaps[gaps > 0].min(initial=np.inf))
-        return anchors.untied(found.sequences, self.ties), held_out.origin(found.card), tick
+        tick = clock.resolution(found.sequences)
+        self.ties = clock.policy(found.sequences, self.ties, tick)
+        return anchors.untied(found.sequences, self.ties, tick), held_out.origin(found.card), tick
 
-    def take(self, sequences: Sequences, origin: str = "given sequences", tick: float = 0.0) -> None:
-        """Makes these sequences the data. ValueError where none is long enough."""
-        self._plan, self._origin, self._tick = anchors.protocol(sequences, self.least, self.most), origin, tick
+    def take(self, sequences: Sequences, origin: str = "given sequences", tick: float | None = None) -> None:
+        """Makes these sequences the data. tick: of their clock; told from them where None. ValueError where none is
+        long enough."""
+        tick = clock.resolution(sequences) if tick is None else tick
+        self._plan, self._origin = anchors.protocol(sequences, self.least, self.most, tick=tick), origin
         plan = self._plan
         inner = plan.train.start + 0.8 * (plan.train.end - plan.train.start)
         self._inner = Protocol(plan.train, plan.train.until(inner), inner)
@@ -147,7 +147,7 @@ class PointProcess:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without data that can be loaded again, so that a worker process is sent a name and not a data set."""
-        dropped = {"_inner", "_learned", "_scales", "_tick"}
+        dropped = {"_inner", "_learned", "_scales"}
         kept = {key: value for key, value in self.__dict__.items() if key not in dropped}
         return {**kept, "_plan": None, "_rows": None}
 
@@ -182,7 +182,8 @@ class PointProcess:
             },
             "validation": "held out" if self.hold else "learned from: nothing is chosen by it",
             "cut": "the last fifth of each window is the test, what came before it is history",
-            "ties": self.ties,
+            "ties": self.ties or "none",
+            "clock": clock.named(plan.tick, plan.sequences.unit) if plan.tick else "without ticks",
         }
 
     def model(self, encoding: str, **options: Any) -> PointNetwork:
@@ -257,10 +258,8 @@ class PointProcess:
             return self._rows
         week = 7 * UNITS["days"] / UNITS[plan.sequences.unit] if plan.sequences.unit in UNITS else 0.0
         period = week if self.period is None else self.period
-        pooled = float(np.median(plan.train.lengths)) < FEW
-        # Rates by parts shorter than a tick would foretell where the clock can stand, which is no knowledge of events.
-        bins = max(1, min(BINS, int(period / self._tick))) if self._tick else BINS
-        found = anchors.rows(plan, period or None, bins, pooled=pooled)
+        bins = clock.parts(period, BINS, self.plan().tick) if period else BINS
+        found = anchors.rows(plan, period or None, bins, pooled=plan.short)
         if split == "test":
             self._rows = found
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,18 @@ def numbered(values: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     return marks.astype(np.int64), tuple(map(str, names))
 
 
+_OFFSET = re.compile(r"(.*T.*)([+-])(\d\d):?(\d\d)")
+
+
 def utc(texts: Any) -> np.ndarray:
-    """ISO times that end in Z as datetime64[s]."""
-    return np.array([str(text).removesuffix("Z") for text in texts], dtype="datetime64[s]")
+    """ISO times as datetime64[s] in UTC: those that end in Z or say nothing are, of others the offset is taken off."""
+    plain = [str(text).removesuffix("Z") for text in texts]
+    if not any("+" in text[10:] or "-" in text[10:] for text in plain):
+        return np.array(plain, dtype="datetime64[s]")
+    parts = [_OFFSET.fullmatch(text) for text in plain]
+    local = np.array([part[1] if part else text for part, text in zip(parts, plain)], dtype="datetime64[s]")
+    minutes = [(1 if p[2] == "+" else -1) * (60 * int(p[3]) + int(p[4])) if p else 0 for p in parts]
+    return local - 60 * np.array(minutes).astype("timedelta64[s]")
 
 
 def _frame(files: Files, item: str, columns: tuple[str, ...]) -> dict[str, np.ndarray]:

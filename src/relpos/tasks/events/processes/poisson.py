@@ -9,6 +9,8 @@ import numpy as np
 from relpos.tasks.events.processes.base import Process, previous
 from relpos.tasks.events.sequences import Sequences
 
+_EDGE = 1e-7  # of a part: what is nearer to an edge is on it
+
 
 class Poisson(Process):
     """Events at a constant rate for each mark, whatever happened before. rates: (marks,), events a unit of time."""
@@ -140,8 +142,10 @@ def _exposure(sequences: Sequences) -> float:
 
 
 def _bins(times: np.ndarray, period: float, bins: int, phase: float) -> np.ndarray:
-    turns = (times - phase) / period
-    return np.minimum(((turns - np.floor(turns)) * bins).astype(np.int64), bins - 1)
+    """Of each time its part of the period. A time on an edge is in the part that begins there, rounded or not."""
+    place = np.mod(times - phase, period) * (bins / period)
+    edge = np.rint(place)
+    return np.where(np.abs(place - edge) < _EDGE, edge, np.floor(place)).astype(np.int64) % bins
 
 
 def _binned(sequences: Sequences, period: float, bins: int, phase: float) -> tuple[np.ndarray, np.ndarray]:

@@ -96,6 +96,8 @@ class EventRetrieval:
             raise ValueError(f"tick > 0, 0 <= warp < 1 and draw >= 0, got {tick}, {warp} and {draw}")
         self.dataset, self.tick, self.warp, self.draw = dataset, float(tick), float(warp), draw
         self.hold = hold or ("people" if dataset == "primary-school" else "classes")
+        if dataset == "simulated":
+            self.title = "event retrieval: which simulated sequences are of the query's class (NeuroSeqRet)"
         self._halves: Halves | None = None
         self._sides: dict[str, np.ndarray] = {}
         self._scales = Scales()
