@@ -40,8 +40,8 @@ def _section(path: tuple[str, ...], command: Any) -> str:
         part
         for part in (
             f"{level} {title}",
+            f"```text\n{' '.join(words)}\n```" if len(command.params) > 0 else "",
             _prose(command.help or ""),
-            f"```text\n{' '.join(words)}\n```",
             _arguments(command),
             _options(command, ""),
         )

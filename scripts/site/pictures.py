@@ -76,9 +76,7 @@ def _pairs(name: str, encoding: Encoding) -> tuple[bytes, str]:
     named["index"], named["time"] = torch.arange(count), 600.0 * torch.arange(count).double() ** 1.3
     logits = _logits(encoding, encoding.select(named) if isinstance(encoding, Absolute) else named, slice(0, count))
     figure = _heat(name, logits - logits.mean(-1, keepdim=True), "key", "query")
-    text = (
-        "Logits of 24 tokens of equal content, less the mean of the row, in nats. Sections run A B A of 8 tokens each"
-    )
+    text = "Logits of 24 tokens of equal content, less the mean of the row, in nats. Sections run A B A, 8 tokens each"
     return plots.svg(figure), f"{text}, chords change every two, times lie ever further apart.{said}"
 
 
