@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, every encoding has its page, and what it claims is linked."""
+"""The documentation as a site: it builds without a warning, every encoding has a page, claims are linked and true."""
 
 from __future__ import annotations
 
@@ -69,12 +69,9 @@ def test_site_asks_nobody_else_for_anything(site: Path) -> None:
 
 @pytest.mark.slow(1)
 def test_reference_knows_the_public_names_and_every_command(site: Path) -> None:
-    pages = [page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html")]
-    missing = [
-        name
-        for name in rp.__all__
-        if callable(getattr(rp, name)) and not any(f'id="relpos.{name}"' in p for p in pages)
-    ]
+    pages = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
+    public = [name for name in rp.__all__ if callable(getattr(rp, name))]
+    missing = [name for name in public if f'id="relpos.{name}"' not in pages]
     assert not missing
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for command in ("show", "train", "compare", "report", "explain", "bench linear", "music continue", "events fit"):
