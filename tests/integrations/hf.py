@@ -82,6 +82,12 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
 SPEECH: dict[str, Callable[[], nn.Module]] = {
     "wav2vec2-conformer": lambda: hf.Wav2Vec2ConformerModel(hf.Wav2Vec2ConformerConfig(**CONFORMER))
 }
+SWIN = {"num_channels": 3, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "patch_size": 2, "window_size": 4,
+        "drop_path_rate": 0.0}  # fmt: skip
+PICTURES: dict[str, Callable[[], nn.Module]] = {
+    "swin": lambda: hf.SwinModel(hf.SwinConfig(**{**SWIN, "image_size": 32})),
+    "swin, windows of 8": lambda: hf.SwinModel(hf.SwinConfig(**{**SWIN, "image_size": 64, "window_size": 8})),
+}
 
 
 def built(make: Callable[[], nn.Module], seed: int = 0) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from relpos.integrations.transformers import alibi, conformer, deberta, interface, t5
+from relpos.integrations.transformers import alibi, conformer, deberta, interface, swin, t5
 from relpos.integrations.transformers.patch import Undo
 
 TESTED = ((5, 23), (5, 24))
@@ -32,6 +32,7 @@ FAMILIES = (
     Family("T5", ("t5", "mt5", "umt5"), t5),
     Family("ALiBi", ("bloom", "mpt"), alibi),
     Family("DeBERTa", ("deberta-v2",), deberta),
+    Family("Swin", ("swin",), swin),
     Family("Transformer-XL conformers", ("wav2vec2-conformer",), conformer),
     Family(
         "rotary decoders",
@@ -43,7 +44,7 @@ FAMILIES = (
 )  # fmt: skip
 
 REASONS = {
-    "swin": "its windows have a fixed size, so its bias does not grow with the picture",
+    "swinv2": "its scores are cosines times a learned factor a head, which relpos does not compute",
     "gemma2": "its scores are capped by a tanh, which relpos does not compute",
     "gpt_oss": "its softmax has sinks, which relpos does not compute",
 }

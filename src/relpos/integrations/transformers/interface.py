@@ -46,6 +46,10 @@ class Visible:
         """Models send their masks to a device; a mask follows its queries here."""
         return self
 
+    def contiguous(self) -> Visible:
+        """Up to 5.23 `generate` lays its masks anew for a static cache."""
+        return self
+
 
 @dataclass(frozen=True)
 class Lag:
