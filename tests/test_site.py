@@ -76,7 +76,7 @@ def test_reference_knows_the_public_names_and_every_command(site: Path) -> None:
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for command in ("show", "train", "compare", "report", "explain", "bench linear", "music continue", "events fit"):
         assert f">relpos {command}<" in commands
-    assert "--encodings" in commands and "[bold]" not in html.unescape(commands)
+    assert "--encodings" in commands and "--no-decode" in commands and "[bold]" not in html.unescape(commands)
 
 
 def test_every_encoding_is_written_about_and_no_other() -> None:
@@ -113,6 +113,11 @@ def test_docstrings_keep_formulas_and_set_terms_apart() -> None:
     text = markdown("Adds a_b to x.\n\n    y = a*x\n\nterm   what it is,\n       on two lines\nother  more\n\nEnd [1].")
     assert "a\\_b" in text and "```text\ny = a*x\n```" in text and "End \\[1\\]." in text
     assert text.count("<tr>") == 2 and "what it is, on two lines" in text
+    close = markdown("a        one\nlongword two\nBeyond it prose begins.")
+    assert (
+        close.count("<tr>") == 2 and "<code>longword</code>" in close and close.endswith("\n\nBeyond it prose begins.")
+    )
+    assert markdown("a ~ b^2 < c") == "a ~ b^2 &lt; c"
 
 
 @pytest.mark.slow(15)

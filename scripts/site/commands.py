@@ -33,7 +33,7 @@ def _section(path: tuple[str, ...], command: Any) -> str:
     level, title = "#" * min(4, len(path)), " ".join(path)
     if hasattr(command, "commands"):
         return f"{level} {title}\n\n{_prose(command.help or '')}"
-    if command.ignore_unknown_options and not command.add_help_option:  # argparse reads what follows
+    if command.context_settings.get("ignore_unknown_options"):  # argparse reads what follows
         return f"{level} {title}\n\n{_prose(command.help or '')}\n\n```text\n{_help(path)}\n```"
     words = [title, "[OPTIONS]", *(_metavar(p) for p in command.params if p.param_type_name == "argument")]
     return "\n\n".join(

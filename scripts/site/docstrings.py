@@ -13,7 +13,7 @@ except ImportError:  # the pages of methods and commands need no parser of Pytho
     griffe = None  # type: ignore[assignment]
 
 TERM = re.compile(r"(?P<term>\S(?:.*?\S)?)\s{2,}(?P<text>\S.*)")
-SPECIAL = re.compile(r"([\\*_<>\[\]#|{}~^])")
+SPECIAL = re.compile(r"([\\*_\[\]#|{}])")
 
 
 def markdown(docstring: str) -> str:
@@ -22,15 +22,10 @@ def markdown(docstring: str) -> str:
     return "\n\n".join(_paragraph(part) for part in re.split(r"\n\s*\n", text))
 
 
-def lead(docstring: str) -> str:
-    """Its first paragraph on one line, as plain text."""
-    return " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
-
-
 def escaped(text: str) -> str:
     """Prose whose stars and brackets are meant; code between backticks stays code."""
     parts = re.split(r"(``?[^`]+``?)", text)
-    return "".join(part if i % 2 else SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else SPECIAL.sub(r"\\\1", html.escape(part, False)) for i, part in enumerate(parts))
 
 
 def _paragraph(part: str) -> str:
@@ -60,18 +55,29 @@ def _formula(lines: list[str]) -> str:
 
 
 def _terms(lines: list[str]) -> str:
-    rows: list[tuple[str, list[str]]] = []
-    while lines and (_is_term(lines) or (rows and lines[0].startswith(" "))):
-        found = TERM.fullmatch(lines[0])
-        if not lines[0].startswith(" ") and found:
-            rows.append((found["term"], [found["text"]]))
-        else:
+    found = TERM.fullmatch(lines[0])
+    assert found is not None
+    column, rows = found.start("text"), [(found["term"], [found["text"]])]
+    lines.pop(0)
+    while lines:
+        if _is_term(lines) or _aligned(lines[0], column):
+            found = TERM.fullmatch(lines[0])
+            cut = found.start("text") if found and _is_term(lines) else column
+            rows.append((lines[0][:cut].rstrip(), [lines[0][cut:]]))
+        elif lines[0].startswith(" "):
             rows[-1][1].append(lines[0].strip())
+        else:
+            break
         lines.pop(0)
     cells = (
         f"<tr><td><code>{html.escape(term)}</code></td><td>{_inline(' '.join(text))}</td></tr>" for term, text in rows
     )
     return '<table class="terms"><tbody>' + "".join(cells) + "</tbody></table>"
+
+
+def _aligned(line: str, column: int) -> bool:
+    """A word so long that one space parts it from its explanation, which stands in the column of the others."""
+    return line[:1].islower() and len(line) > column and " " not in line[: column - 1] and line[column - 1] == " "
 
 
 def _inline(text: str) -> str:
