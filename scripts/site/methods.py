@@ -10,7 +10,8 @@ import torch
 from scripts.site.docstrings import escaped, markdown
 
 from relpos import encodings, explain
-from relpos.encodings.registry import Description, names
+from relpos.encodings.base import Encoding
+from relpos.encodings.registry import Description, names, signature_of
 from relpos.lab.errors import LabError
 from relpos.lab.show import build, explanation
 
@@ -82,19 +83,26 @@ def _body(docstring: str) -> tuple[str, str]:
     return markdown(body), markdown(source) if source else "The BibTeX entry says where it is from."
 
 
-def _facts(about: Description, cls: type) -> str:
-    takes = ", ".join(dict.fromkeys(POSITIONS.get(kind.__name__, f"`{kind.__name__}`") for kind in cls.takes))  # type: ignore[attr-defined]
+def _facts(about: Description, cls: type[Encoding]) -> str:
+    takes = ", ".join(dict.fromkeys(POSITIONS.get(kind.__name__, f"`{kind.__name__}`") for kind in cls.takes))
     rows: Mapping[str, str] = {
         "form": f"[`{about.form}`](../reference/encodings.md): {FORMS[about.form]}",
         "class": f"`relpos.encodings.{about.cls}`",
-        "arguments": f"`{about.parameters}`" if about.parameters else "none",
+        "arguments": _arguments(cls),
         "positions": takes,
-        "works in": ", ".join(MIXERS[mixer] for mixer in cls.mixers),  # type: ignore[attr-defined]
+        "works in": ", ".join(MIXERS[mixer] for mixer in cls.mixers),
         "parameters": "learned" if about.learned else "none",
         "beyond the training length": "meant for it" if about.extrapolates else "not by itself",
         "stock fused attention": "yes" if about.fused else "not needed: see the kernel below",
     }
     return "| | |\n| --- | --- |\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _arguments(cls: type[Encoding]) -> str:
+    """Names and defaults as one would write them; what they mean is in the docstring below."""
+    given = signature_of(cls).parameters.values()
+    written = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in given)
+    return f"`{written}`" if written else "none"
 
 
 def _kernel(name: str) -> str:
