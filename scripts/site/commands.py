@@ -98,9 +98,9 @@ def _options(command: Any, title: str) -> str:
             continue
         spelled = ", ".join(f"`{each}`" for each in [*option.opts, *option.secondary_opts])
         default = option.default if not callable(option.default) and option.default not in (None, False, (), []) else ""
-        rows.append(f"| {spelled} | {_cell(option.help or '')} | {f'`{default}`' if default != '' else ''} |")
+        rows.append(f"| {spelled} | {f'`{default}`' if default != '' else ''} | {_cell(option.help or '')} |")
     head = f"## {title}\n\n" if title else ""
-    return head + "| option | | default |\n| --- | --- | --- |\n" + "\n".join(rows) if rows else ""
+    return head + "| option | default | |\n| --- | --- | --- |\n" + "\n".join(rows) if rows else ""
 
 
 def _cell(text: str) -> str:

@@ -43,7 +43,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pictures of the methods, and the two pages that live at the root of the repository."""
     for name in (name for group in methods.grouped().values() for name in group):
         drawn, CAPTIONS[name] = (
-            (BLANK, "") if ONLY is not None and name not in ONLY.split(",") else pictures.picture(name)
+            (BLANK, "Not drawn in this build.")
+            if ONLY is not None and name not in ONLY.split(",")
+            else pictures.picture(name)
         )
         files.append(File.generated(config, f"methods/images/{name}.svg", content=drawn))
     for source, target in BORROWED.items():

@@ -43,7 +43,7 @@ def page(name: str, written: str, caption: str) -> str:
         head,
         _facts(about, cls),
         f"## What it does\n\n{body}",
-        f"![what {name} does](images/{name}.svg)\n\n*{caption} Drawn as by* `relpos show {name}`.",
+        f"![what {name} does](images/{name}.svg)\n\n*{caption}*",
         sections,
         f"## Which kernel\n\n{_kernel(name)}",
         f"## Source\n\n{source}\n\n```bibtex\n{cls.reference.strip()}\n```",
