@@ -42,11 +42,8 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pictures of the methods, and the two pages that live at the root of the repository."""
     for name in (name for group in methods.grouped().values() for name in group):
-        drawn, CAPTIONS[name] = (
-            (BLANK, "Not drawn in this build.")
-            if ONLY is not None and name not in ONLY.split(",")
-            else pictures.picture(name)
-        )
+        wanted = ONLY is None or name in ONLY.split(",")
+        drawn, CAPTIONS[name] = pictures.picture(name) if wanted else (BLANK, "Not drawn in this build.")
         files.append(File.generated(config, f"methods/images/{name}.svg", content=drawn))
     for source, target in BORROWED.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")

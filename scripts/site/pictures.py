@@ -55,9 +55,8 @@ def _line(name: str, encoding: Encoding) -> tuple[bytes, str]:
     found = lag_picture(encoding, HEADS, DIM, REACH, draws=24)
     note = "the bias itself" if found.exact else "mean and spread over random unit content, zero at lag 0"
     figure = plots.lag_lines(f"{name}, as initialised", found.lags, found.mean, found.spread, note)
-    return plots.svg(
-        figure
-    ), f"Change of the attention logit by lag, head by head, as `relpos show {name}` draws it: {note}.{said}"
+    said = f"head by head, as `relpos show {name}` draws it: {note}.{said}"
+    return plots.svg(figure), f"Change of the attention logit by lag, {said}"
 
 
 def _map(name: str, encoding: Encoding) -> tuple[bytes, str]:
