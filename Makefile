@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test results bench format clean help
+.PHONY: demo test results bench docs format clean help
 .DEFAULT_GOAL := help
 
 demo: $(READY) ## train one small network per encoding on Bach chorales; writes runs/<name>/report.html
@@ -30,12 +30,16 @@ results: $(READY) ## the longer comparison behind docs/results/chorales.md
 bench: $(READY) ## time and memory of attention with every kind of encoding
 	$(BIN)/relpos bench attention
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY) ## build the documentation into site/, with strict links; open site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+
 format: $(READY) ## put the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and all caches; runs/ stays
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
