@@ -73,6 +73,7 @@ def by_length(results: Results, metric: Metric) -> Figure:
             [metric.scale * mean for _, _, mean in known],
             yerr=[metric.scale * (value.spread or 0.0) for _, value, _ in known],
             label=row.encoding,
+            gid=row.encoding,
             capsize=3,
             linewidth=1.8,
             markersize=5,
@@ -106,10 +107,11 @@ def by_contestant(results: Results, metric: Metric) -> Figure:
             axes.text(0.02, index, why, transform=right, va="center", color=GREY, fontsize=8, clip_on=True)
             continue
         mean, style = metric.scale * value.mean, look(index)
-        axes.plot([mean, mean], [index - 0.3, index + 0.3], color=style["color"], linewidth=2.5)
+        across = [index - 0.3, index + 0.3]
+        axes.plot([mean, mean], across, color=style["color"], linewidth=2.5, gid=row.encoding)
         dots = [metric.scale * each for each in value.seeds]
         axes.plot(dots, [index] * len(dots), marker=style["marker"], linestyle="none", markersize=7, alpha=0.55,
-                  color=style["color"], markeredgewidth=0)  # fmt: skip
+                  color=style["color"], markeredgewidth=0, gid=row.encoding)  # fmt: skip
         axes.text(1.02, index, metric.text(value.mean), transform=right, va="center", fontsize=9, color=style["color"])
     _baseline(axes, results, metric, results.train_length, upright=True)
     axes.set_yticks(range(len(results.rows)), [row.encoding for row in results.rows])
@@ -133,12 +135,13 @@ def training_curves(results: Results) -> Figure:
         losses = np.array([[np.nan if e["loss"] is None else e["loss"] for e in log[:shortest]] for log in row.logs])
         steps = np.array([entry["step"] for entry in row.logs[0][:shortest]])
         curve = smooth(losses.mean(0), max(1, shortest // 30))
-        axes.plot(steps, curve, color=style["color"], linestyle=style["linestyle"], label=row.encoding, linewidth=1.5)
+        own: dict[str, Any] = {"color": style["color"], "gid": row.encoding}
+        axes.plot(steps, curve, linestyle=style["linestyle"], label=row.encoding, linewidth=1.5, **own)
         checks = [[e["validation"] for e in log if e.get("validation") is not None] for log in row.logs]
         at = [e["step"] for e in row.logs[0] if e.get("validation") is not None]
         common = min(len(each) for each in checks)
         means = np.array([each[:common] for each in checks]).mean(0)
-        axes.plot(at[:common], means, color=style["color"], marker=style["marker"], linestyle="none", markersize=5)
+        axes.plot(at[:common], means, marker=style["marker"], linestyle="none", markersize=5, **own)
         lowest = min(lowest, np.nanmin(curve), means.min(initial=np.inf))
         highest = max(highest, np.nanquantile(curve, 0.98))
     _baseline(axes, results, results.loss, results.train_length)
@@ -168,6 +171,7 @@ def loss_by_position(results: Results) -> Figure | None:
             color=style["color"],
             linestyle=style["linestyle"],
             label=row.encoding,
+            gid=row.encoding,
             linewidth=1.5,
         )
     axes.axvline(results.train_length, color=GREY, linewidth=1, linestyle=(0, (4, 3)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import importlib.resources
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from relpos.lab import plots
+from relpos.lab import artifacts, charts, plots
+from relpos.lab.artifacts import SVG
 from relpos.lab.checkpoint import write_atomic
-from relpos.lab.errors import RunDirectoryError
 from relpos.lab.headline import cell_text, headline
-from relpos.lab.results import REMEASURE, Results, Row, collect, learned_lags, spread_name
+from relpos.lab.results import Results, Row, collect, learned_lags, spread_name
 from relpos.lab.run import Run
 from relpos.tasks import Metric
 
-SVG = "image/svg+xml"
-KINDS = {
-    ".png": "image/png",
-    ".svg": SVG,
-    ".mid": "audio/midi",
-    ".midi": "audio/midi",
-    ".txt": "text/plain",
-}
+SCRIPTS = ("chart.js", "music.js", "report.js")  # in this order, inside of the page
 
 
 def write_report(run: Run) -> Path:
@@ -168,6 +162,16 @@ def _breakable(label: str) -> Markup:
     return Markup(str(escape(label)).replace("[", "<wbr>[").replace(",", ",<wbr>"))
 
 
+def _data(value: object) -> Markup:
+    """JSON that a script element can hold, whatever its strings say."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _source(name: str) -> Markup:
+    """A file of the templates as it is."""
+    return Markup(importlib.resources.files("relpos.lab").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
 def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("relpos.lab"),
@@ -177,6 +181,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    environment.filters["data"] = _data
     return environment
 
 
@@ -203,7 +208,7 @@ def _figures(results: Results) -> list[Drawn]:
             figure, title = plots.by_length(results, metric), f"{title} against {noun}"
             drawn.append(Drawn(f"{metric.name}-by-length", figure, title, f"{axes}; bars: {spread}."))
         else:
-            caption = "A dot a seed, an upright bar at their mean, which is written at the right."
+            caption = "A dot a seed, an upright bar at their mean."
             figure = plots.by_contestant(results, metric)
             drawn.append(Drawn(f"{metric.name}-by-contestant", figure, f"{title}, seed by seed", caption))
     caption = "Lines: training loss, smoothed, mean over seeds. Markers: validation loss."
@@ -243,15 +248,24 @@ def _facts(results: Results) -> dict[str, Any]:
 
 def _page(results: Results) -> dict[str, Any]:
     figures = [
-        {"title": e.title, "caption": e.caption, "wide": e.wide, "uri": plots.data_uri(plots.svg(e.figure), SVG)}
+        {
+            "title": e.title,
+            "caption": e.caption,
+            "wide": e.wide,
+            "uri": plots.data_uri(plots.svg(e.figure), SVG),
+            "chart": charts.chart(e.figure),
+        }
         for e in _figures(results)
     ]
     several = len(results.lengths) > 1
-    shared, samples = _samples(results)
-    drawn = _pictures(results)
+    shared, samples = artifacts.samples(results)
+    drawn = artifacts.pictures(results)
     return {
         **_facts(results),
+        "style": _source("report.css"),
+        "script": Markup("\n").join(_source(name) for name in SCRIPTS),
         "figures": figures,
+        "choices": [{"name": row.encoding, "colour": plots.look(i)["color"]} for i, row in enumerate(results.rows)],
         "columns": [
             {
                 "title": m.title,
@@ -315,59 +329,4 @@ def _lag_picture(results: Results, row: Row, index: int) -> dict[str, Any]:
         "colour": plots.look(index)["color"],
         "uri": plots.data_uri(plots.svg(figure), SVG) if figure is not None else None,
         "note": note,
-    }
-
-
-def _pictures(results: Results) -> list[dict[str, Any]]:
-    """What the task has drawn of each contestant's first model; [] where it leaves that to the pictures by lag."""
-    groups = [
-        {
-            "name": row.encoding,
-            "colour": plots.look(index)["color"],
-            "items": [
-                _artifact(results.run.model(row.encoding, row.records[0]["seed"]), each)
-                for each in row.records[0].get("pictures", ())
-            ],
-        }
-        for index, row in enumerate(results.rows)
-    ]
-    return groups if any(group["items"] for group in groups) else []
-
-
-def _samples(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(files equal for all encodings, such as the real continuation, shown once; files of each encoding)."""
-    loaded = []
-    for row in results.rows:
-        folder = results.run.model(row.encoding, row.records[0]["seed"])
-        loaded.append([_artifact(folder, each) for each in row.records[0]["samples"]])
-    digests = [{item["digest"] for item in items} for items in loaded]
-    common = set.intersection(*digests) if len(digests) > 1 else set()
-    shared = [item for item in loaded[0] if item["digest"] in common]
-    groups = [
-        {
-            "name": row.encoding,
-            "colour": plots.look(index)["color"],
-            "items": [item for item in items if item["digest"] not in common],
-            "refused": row.records[0]["samples_refused"],
-        }
-        for index, (row, items) in enumerate(zip(results.rows, loaded, strict=True))
-    ]
-    return shared, groups
-
-
-def _artifact(folder: Path, entry: dict[str, str]) -> dict[str, Any]:
-    path = folder / entry["path"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunDirectoryError(f"{path} cannot be read ({error.strerror}); {REMEASURE}") from error
-    kind = KINDS.get(path.suffix.lower(), "application/octet-stream")
-    text = data.decode(errors="replace") if entry["kind"] == "text" else ""
-    return {
-        "title": entry["title"],
-        "kind": entry["kind"],
-        "uri": plots.data_uri(data, kind),
-        "file": f"{folder.name}-{path.name}",
-        "text": text,
-        "digest": hashlib.sha256(data).hexdigest(),
     }

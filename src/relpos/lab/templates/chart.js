@@ -1,0 +1,212 @@
+"use strict";
+/* Draws a chart of the numbers that stand beside a picture, in place of the picture: point at it to read a value, drag
+   over a part to enlarge it, double-click (or press Escape) to see all of it again. */
+const SVG = "http://www.w3.org/2000/svg";
+
+function make(name, attributes, parent, text) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  if (parent) parent.append(element);
+  return element;
+}
+
+function said(number) {
+  if (number === null || number === undefined) return "-";
+  return Math.abs(number) >= 1e4 ? Math.round(number).toLocaleString("en") : String(+number.toPrecision(4));
+}
+
+class Scale {
+  constructor(given, low, high, start, end) {
+    Object.assign(this, { given, low, high, start, end });
+    this.bend = given.log ? Math.log : (value) => value;
+    this.unbend = given.log ? Math.exp : (value) => value;
+  }
+  at(value) {
+    const [low, high] = [this.bend(this.low), this.bend(this.high)];
+    return this.start + ((this.bend(value) - low) / (high - low)) * (this.end - this.start);
+  }
+  back(place) {
+    const [low, high] = [this.bend(this.low), this.bend(this.high)];
+    return this.unbend(low + ((place - this.start) / (this.end - this.start)) * (high - low));
+  }
+  ticks(count) {
+    const [low, high] = [Math.min(this.low, this.high), Math.max(this.low, this.high)];
+    const inside = this.given.ticks.filter(([at]) => at >= low && at <= high);
+    if (inside.length > 1) return inside;
+    if (this.given.log && high / low > 20) {
+      const found = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
+        for (const times of [1, 2, 5]) {
+          const at = times * 10 ** power;
+          if (at >= low && at <= high) found.push([at, said(at)]);
+        }
+      return found;
+    }
+    const raw = (high - low) / count, size = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].find((times) => times * size >= raw) * size;
+    const found = [];
+    for (let k = Math.ceil(low / step); k * step <= high * (1 + 1e-12); k++) found.push([k * step, said(k * step)]);
+    return found;
+  }
+}
+
+class Chart {
+  constructor(figure, data) {
+    Object.assign(this, { figure, data, hidden: new Set(), view: null });
+    const image = figure.querySelector("img");
+    const names = data.y.ticks.map(([, name]) => name.length);
+    const named = data.lines.some((line) => line.points.length) && names.length && data.y.ticks.some(([, name]) => isNaN(+name));
+    this.left = named ? Math.min(190, 14 + 6.2 * Math.max(...names)) : 56;
+    this.width = innerWidth < 760 ? 400 : figure.classList.contains("wide") ? 1000 : 560; // so that letters stay legible
+    this.height = named ? Math.max(150, 70 + 26 * names.length) : Math.min(380, 0.8 * this.width);
+    this.svg = make("svg", { viewBox: `0 0 ${this.width} ${this.height}`, class: "chart", role: "img", tabindex: 0 });
+    this.svg.setAttribute("aria-label", image.alt + ". Drag to enlarge a part, double-click or Escape for all of it.");
+    image.after(this.svg);
+    image.classList.add("printed");
+    this.tip = document.createElement("div");
+    this.tip.className = "tip";
+    this.tip.hidden = true;
+    this.svg.after(this.tip);
+    this.reset = document.createElement("button");
+    this.reset.textContent = "show all";
+    this.reset.className = "reset";
+    this.reset.hidden = true;
+    this.reset.onclick = () => this.show(null);
+    figure.querySelector("h3").append(this.reset);
+    this.listen();
+    this.draw();
+  }
+
+  show(view) {
+    this.view = view;
+    this.reset.hidden = !view;
+    this.draw();
+  }
+
+  scales() {
+    const { x, y } = this.data, view = this.view || { x: [x.from, x.to], y: [y.from, y.to] };
+    return [
+      new Scale(x, ...view.x, this.left, this.width - 14),
+      new Scale(y, ...view.y, this.height - 46, 12),
+    ];
+  }
+
+  draw() {
+    const { svg, left, width, height } = this, [x, y] = (this.at = this.scales());
+    svg.replaceChildren();
+    const clip = `clip-${Chart.count = (Chart.count || 0) + 1}`;
+    make("rect", { x: left, y: 12, width: width - 14 - left, height: height - 58 }, make("clipPath", { id: clip }, svg));
+    let last = -Infinity;
+    for (const [at, text] of x.ticks(this.width / 95)) {
+      const place = x.at(at);
+      make("line", { x1: place, x2: place, y1: 12, y2: height - 46, class: "grid-line" }, svg);
+      if (place - last < 7 * String(text).length + 8) continue;
+      make("text", { x: place, y: height - 29, "text-anchor": "middle" }, svg, text);
+      last = place;
+    }
+    for (const [at, text] of y.ticks(5)) {
+      const place = y.at(at);
+      make("line", { x1: left, x2: width - 14, y1: place, y2: place, class: "grid-line" }, svg);
+      make("text", { x: left - 7, y: place + 4, "text-anchor": "end" }, svg, text);
+    }
+    make("text", { x: (left + width) / 2, y: height - 8, "text-anchor": "middle", class: "label" }, svg, this.data.x.label);
+    const turned = { x: 0, y: 0, "text-anchor": "middle", class: "label", transform: `translate(13 ${(height - 34) / 2}) rotate(-90)` };
+    if (this.data.y.label) make("text", turned, svg, this.data.y.label);
+    const inside = make("g", { "clip-path": `url(#${clip})` }, svg);
+    for (const rule of this.data.rules) this.rule(rule, inside, x, y);
+    for (const line of this.data.lines) if (!this.hidden.has(line.of)) this.line(line, inside, x, y);
+  }
+
+  rule(rule, inside, x, y) {
+    const ends = rule.across
+      ? { x1: this.left, x2: this.width, y1: y.at(rule.at), y2: y.at(rule.at) }
+      : { y1: 0, y2: this.height, x1: x.at(rule.at), x2: x.at(rule.at) };
+    make("line", { ...ends, class: "rule" }, inside);
+    if (!rule.label) return;
+    const place = rule.across
+      ? { x: this.width - 18, y: y.at(rule.at) - 5, "text-anchor": "end" }
+      : { x: x.at(rule.at) + 5, y: 24 };
+    make("text", { ...place, class: "label" }, inside, rule.label);
+  }
+
+  line(line, inside, x, y) {
+    const group = make("g", { class: "series", "data-encoding": line.of || "" }, inside);
+    group.style.color = line.colour === "#000000" ? "var(--ink)" : line.colour;
+    const known = line.points.filter(([a, b]) => a !== null && b !== null);
+    if (line.dash !== null) {
+      const path = known.map(([a, b], i) => `${i ? "L" : "M"}${x.at(a).toFixed(1)} ${y.at(b).toFixed(1)}`).join("");
+      make("path", { d: path, "stroke-dasharray": line.dash, fill: "none", stroke: "currentColor", "stroke-width": 1.8 }, group);
+    }
+    for (const [a, b, spread] of known) {
+      if (spread) make("line", { x1: x.at(a), x2: x.at(a), y1: y.at(b - spread), y2: y.at(b + spread), stroke: "currentColor" }, group);
+      if (line.dots) make("circle", { cx: x.at(a), cy: y.at(b), r: 3.6, fill: "currentColor" }, group);
+    }
+  }
+
+  place(event) {
+    const box = this.svg.getBoundingClientRect();
+    return [((event.clientX - box.left) / box.width) * this.width, ((event.clientY - box.top) / box.height) * this.height];
+  }
+
+  nearest(px, py) {
+    const [x, y] = this.at;
+    let best = null;
+    for (const line of this.data.lines) {
+      if (this.hidden.has(line.of)) continue;
+      for (const [a, b, spread] of line.points) {
+        if (a === null || b === null) continue;
+        const far = Math.hypot(x.at(a) - px, y.at(b) - py);
+        if (far < 40 && (!best || far < best.far)) best = { far, line, a, b, spread };
+      }
+    }
+    return best;
+  }
+
+  point(event) {
+    const found = this.nearest(...this.place(event)), [x, y] = this.at;
+    this.tip.hidden = !found;
+    this.svg.querySelector(".mark")?.remove();
+    if (!found) return;
+    const { line, a, b, spread } = found, box = this.svg.getBoundingClientRect(), outer = this.figure.getBoundingClientRect();
+    make("circle", { cx: x.at(a), cy: y.at(b), r: 6, class: "mark" }, this.svg);
+    const named = this.data.y.ticks.some(([, name]) => isNaN(+name));
+    const value = named ? said(a) : `${said(b)}${spread ? ` ± ${said(spread)}` : ""} at ${said(a)}`;
+    this.tip.textContent = `${line.of || line.label}: ${value}`;
+    const across = box.left - outer.left + (x.at(a) / this.width) * box.width;
+    this.tip.style.left = `${Math.min(Math.max(across, 80), outer.width - 80)}px`;
+    this.tip.style.top = `${box.top - outer.top + (y.at(b) / this.height) * box.height}px`;
+  }
+
+  listen() {
+    const { svg } = this;
+    let from = null, frame = null;
+    svg.addEventListener("pointerdown", (event) => {
+      from = this.place(event);
+      frame = make("rect", { class: "frame" }, svg);
+      if (event.pointerType !== "touch") svg.setPointerCapture(event.pointerId);
+    });
+    svg.addEventListener("pointermove", (event) => {
+      if (!from) return this.point(event);
+      const to = this.place(event), [a, b] = [0, 1].map((k) => [Math.min(from[k], to[k]), Math.max(from[k], to[k])]);
+      for (const [key, value] of Object.entries({ x: a[0], y: b[0], width: a[1] - a[0], height: b[1] - b[0] }))
+        frame.setAttribute(key, value);
+    });
+    const end = (event) => {
+      if (!from) return;
+      const [start, to] = [from, this.place(event)], [x, y] = this.at;
+      from = null;
+      frame.remove();
+      if (Math.abs(to[0] - start[0]) < 8 || Math.abs(to[1] - start[1]) < 8) return this.point(event);
+      const across = [start[0], to[0]].map((each) => x.back(Math.min(Math.max(each, this.left), this.width - 14)));
+      const up = [start[1], to[1]].map((each) => y.back(Math.min(Math.max(each, 12), this.height - 46)));
+      const rising = (pair, given) => (given.from < given.to ? pair.sort((p, q) => p - q) : pair.sort((p, q) => q - p));
+      this.show({ x: rising(across, this.data.x), y: rising(up, this.data.y) });
+    };
+    svg.addEventListener("pointerup", end);
+    svg.addEventListener("pointercancel", () => { from = null; frame?.remove(); });
+    svg.addEventListener("pointerleave", () => { if (!from) { this.tip.hidden = true; svg.querySelector(".mark")?.remove(); } });
+    svg.addEventListener("dblclick", () => this.show(null));
+    svg.addEventListener("keydown", (event) => { if (event.key === "Escape") this.show(null); });
+  }
+}
