@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import setuptools  # noqa: F401  (before anything imports distutils: torch's inductor needs it and then refuses to load)
 import torch
 from hypothesis import settings
 
