@@ -57,8 +57,8 @@ class Chart {
     const image = figure.querySelector("img");
     const names = data.y.ticks.map(([, name]) => name.length);
     const named = data.lines.some((line) => line.points.length) && names.length && data.y.ticks.some(([, name]) => isNaN(+name));
-    this.left = named ? Math.min(190, 14 + 6.2 * Math.max(...names)) : 56;
     this.width = innerWidth < 760 ? 400 : figure.classList.contains("wide") ? 1000 : 560; // so that letters stay legible
+    this.left = named ? Math.min(0.4 * this.width, 16 + 6.2 * Math.max(...names)) : 56;
     this.height = named ? Math.max(150, 70 + 26 * names.length) : Math.min(380, 0.8 * this.width);
     this.svg = make("svg", { viewBox: `0 0 ${this.width} ${this.height}`, class: "chart", role: "img", tabindex: 0 });
     this.svg.setAttribute("aria-label", image.alt + ". Drag to enlarge a part, double-click or Escape for all of it.");
@@ -108,7 +108,10 @@ class Chart {
     for (const [at, text] of y.ticks(5)) {
       const place = y.at(at);
       make("line", { x1: left, x2: width - 14, y1: place, y2: place, class: "grid-line" }, svg);
-      make("text", { x: left - 7, y: place + 4, "text-anchor": "end" }, svg, text);
+      const most = Math.floor((left - 9) / 6.2), name = String(text); // of long names the end, where they differ
+      const label = make("text", { x: left - 7, y: place + 4, "text-anchor": "end" }, svg);
+      label.textContent = name.length > most ? "…" + name.slice(1 - most) : name;
+      make("title", {}, label, name);
     }
     make("text", { x: (left + width) / 2, y: height - 8, "text-anchor": "middle", class: "label" }, svg, this.data.x.label);
     const turned = { x: 0, y: 0, "text-anchor": "middle", class: "label", transform: `translate(13 ${(height - 34) / 2}) rotate(-90)` };
@@ -124,9 +127,10 @@ class Chart {
       : { y1: 0, y2: this.height, x1: x.at(rule.at), x2: x.at(rule.at) };
     make("line", { ...ends, class: "rule" }, inside);
     if (!rule.label) return;
+    const right = x.at(rule.at) > (this.left + this.width) / 2; // then there is more room on its left
     const place = rule.across
       ? { x: this.width - 18, y: y.at(rule.at) - 5, "text-anchor": "end" }
-      : { x: x.at(rule.at) + 5, y: 24 };
+      : { x: x.at(rule.at) + (right ? -5 : 5), y: 24, "text-anchor": right ? "end" : "start" };
     make("text", { ...place, class: "label" }, inside, rule.label);
   }
 
