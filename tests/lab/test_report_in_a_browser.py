@@ -12,7 +12,7 @@ import pytest
 
 from relpos.lab.report import write_report
 from relpos.lab.run import Run
-from tests.lab.conftest import ENCODINGS
+from tests.lab.conftest import ENCODINGS, SIGNS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FIRST = "figure[data-chart='0']"
@@ -65,6 +65,15 @@ def visit(browser: Any, finished: Run) -> Iterator[Visit]:
     seen.close()
 
 
+def drag(visit: Visit, box: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From and to, in parts of the box."""
+    places = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in (start, end)]
+    visit.page.mouse.move(*places[0])
+    visit.page.mouse.down()
+    visit.page.mouse.move(*places[1], steps=4)
+    visit.page.mouse.up()
+
+
 def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit: Visit) -> None:
     head = visit.page.locator("table.sortable >> nth=0 >> th >> nth=1")
     before = visit.first_column()
@@ -89,6 +98,22 @@ def test_what_cannot_be_measured_is_sorted_last(visit: Visit) -> None:
         head.click()
         rows = visit.page.locator("table.sortable >> nth=0 >> tbody tr")
         assert rows.last.get_attribute("data-encoding") == refused
+
+
+def test_rows_that_are_hidden_keep_their_place_in_the_order(visit: Visit) -> None:
+    head = visit.page.locator("table.sortable >> nth=0 >> th", has_text="parameters")
+    second = visit.page.locator("table.sortable >> nth=0 >> td .sub").nth(1)
+    second.evaluate(
+        "element => { element.textContent = '99,999' }"
+    )  # read as one number with the first, it would be last
+    head.click()
+    order = visit.first_column()
+    visit.page.locator("#chooser button", has_text="none").click()
+    head.click()
+    head.click()
+    head.click()
+    visit.page.locator("#chooser button", has_text="all").click()
+    assert visit.first_column() == order
 
 
 def test_encodings_are_chosen_in_tables_cards_and_charts_alike(visit: Visit) -> None:
@@ -116,16 +141,60 @@ def test_a_part_of_a_chart_is_enlarged_and_all_of_it_shown_again(visit: Visit) -
     chart = visit.page.locator(f"{FIRST} svg.chart")
     chart.scroll_into_view_if_needed()
     before, box = chart.locator("text").all_text_contents(), chart.bounding_box()
-    visit.page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.2 * box["height"])
-    visit.page.mouse.down()
-    visit.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.6 * box["height"], steps=4)
-    visit.page.mouse.up()
+    drag(visit, box, (0.4, 0.2), (0.7, 0.6))
     labels = chart.locator("text").all_text_contents()
     assert visit.page.locator(f"{FIRST} button.reset").is_visible()
     assert labels and labels != before
     visit.page.locator(f"{FIRST} button.reset").click()
     assert chart.locator("text").all_text_contents() == before
     assert not visit.page.locator(f"{FIRST} button.reset").is_visible()
+    drag(visit, box, (0.4, 0.2), (0.7, 0.6))
+    assert chart.locator("text").all_text_contents() == labels
+    chart.dblclick()
+    assert chart.locator("text").all_text_contents() == before
+
+
+def test_a_drag_beside_the_axes_leaves_numbers_on_them(visit: Visit) -> None:
+    chart = visit.page.locator(f"{FIRST} svg.chart")
+    chart.scroll_into_view_if_needed()
+    drag(visit, chart.bounding_box(), (0.01, 0.2), (0.06, 0.6))  # over the labels of the upright axis
+    paths = chart.locator("g.series path").evaluate_all("all => all.map((path) => path.getAttribute('d'))")
+    assert paths and not any("NaN" in path or "Infinity" in path for path in paths)
+    assert visit.page.locator(f"{FIRST} button.reset").is_visible()
+
+
+def test_a_finger_enlarges_along_one_axis(browser: Any, finished: Run) -> None:
+    phone = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+    seen = Visit(browser, finished.path / "report.html", **phone)
+    chart = seen.page.locator(f"{FIRST} svg.chart")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    upright = chart.locator("text[text-anchor='end']")
+    before, steps = upright.all_text_contents(), [0.3, 0.4, 0.5, 0.6, 0.7]
+    fingers = seen.page.context.new_cdp_session(seen.page)
+    for kind, part in [("touchStart", 0.3), *(("touchMove", step) for step in steps)]:
+        at = {"x": box["x"] + part * box["width"], "y": box["y"] + (0.4 + 0.02 * part) * box["height"]}
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [at]})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert seen.page.locator(f"{FIRST} button.reset").is_visible()
+    assert upright.all_text_contents() == before
+    seen.close()
+
+
+def test_an_axis_of_names_shows_those_that_are_chosen(browser: Any, signs: Run) -> None:
+    seen = Visit(browser, signs.path / "report.html")
+    chart = seen.page.locator(f"{FIRST} svg.chart")
+    chart.scroll_into_view_if_needed()
+    names = chart.locator("text[text-anchor='end'] title")
+    assert names.all_text_contents() == list(SIGNS)
+    seen.page.locator(f"#chooser input[value='{SIGNS[0]}']").uncheck()
+    assert names.all_text_contents() == list(SIGNS[1:])
+    box = chart.bounding_box()
+    middle = chart.locator("text", has_text=SIGNS[1]).bounding_box()
+    part = (middle["y"] + middle["height"] / 2 - box["y"]) / box["height"]
+    drag(seen, box, (0.5, part - 0.05), (0.6, part + 0.05))
+    assert names.all_text_contents() == [SIGNS[1]]
+    seen.close()
 
 
 def test_a_picture_opens_large(visit: Visit) -> None:
@@ -151,6 +220,27 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser: Any, finished: Run, sc
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
     ink, page = (seen.page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     assert (sum(map(int, ink[4:-1].split(","))) > sum(map(int, page[4:-1].split(",")))) is (scheme == "dark")
+    seen.close()
+
+
+def test_a_long_name_does_not_widen_a_phone(browser: Any, finished: Run, tmp_path: Path) -> None:
+    name = "a_name_without_a_blank[that=is,longer=than,the_screen_of=a_telephone]"
+    page = (finished.path / "report.html").read_text(encoding="utf-8").replace(ENCODINGS[-1], name)
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    phone = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
+    seen = Visit(browser, tmp_path / "report.html", **phone)
+    assert seen.page.locator("h3", has_text=name).count() > 0
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
+    seen.close()
+
+
+def test_it_is_printed_light_and_still(browser: Any, finished: Run) -> None:
+    seen = Visit(browser, finished.path / "report.html", color_scheme="dark")
+    seen.page.emulate_media(media="print", color_scheme="dark")
+    ink, page = (seen.page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    assert sum(map(int, ink[4:-1].split(","))) < sum(map(int, page[4:-1].split(",")))
+    assert seen.page.locator("figure[data-chart] img").first.is_visible()
+    assert not seen.page.locator("svg.chart:visible, #chooser:visible, .music:visible").count()
     seen.close()
 
 

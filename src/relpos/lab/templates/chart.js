@@ -16,6 +16,11 @@ function said(number) {
   return Math.abs(number) >= 1e4 ? Math.round(number).toLocaleString("en") : String(+number.toPrecision(4));
 }
 
+/* Whether an axis has names in place of numbers. */
+function named(axis) {
+  return axis.ticks.some(([, name]) => isNaN(+name));
+}
+
 class Scale {
   constructor(given, low, high, start, end) {
     Object.assign(this, { given, low, high, start, end });
@@ -33,7 +38,7 @@ class Scale {
   ticks(count) {
     const [low, high] = [Math.min(this.low, this.high), Math.max(this.low, this.high)];
     const inside = this.given.ticks.filter(([at]) => at >= low && at <= high);
-    if (inside.length > 1) return inside;
+    if (inside.length > 1 || named(this.given)) return inside; // between two names there is none
     if (this.given.log && high / low > 20) {
       const found = [];
       for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
@@ -56,10 +61,9 @@ class Chart {
     Object.assign(this, { figure, data, hidden: new Set(), view: null });
     const image = figure.querySelector("img");
     const names = data.y.ticks.map(([, name]) => name.length);
-    const named = data.lines.some((line) => line.points.length) && names.length && data.y.ticks.some(([, name]) => isNaN(+name));
     this.width = innerWidth < 760 ? 400 : figure.classList.contains("wide") ? 1000 : 560; // so that letters stay legible
-    this.left = named ? Math.min(0.4 * this.width, 16 + 6.2 * Math.max(...names)) : 56;
-    this.height = named ? Math.max(150, 70 + 26 * names.length) : Math.min(380, 0.8 * this.width);
+    this.left = named(data.y) ? Math.min(0.4 * this.width, 16 + 6.2 * Math.max(...names)) : 56;
+    this.height = named(data.y) ? Math.max(150, 70 + 26 * names.length) : Math.min(380, 0.8 * this.width);
     this.svg = make("svg", { viewBox: `0 0 ${this.width} ${this.height}`, class: "chart", role: "img", tabindex: 0 });
     this.svg.setAttribute("aria-label", image.alt + ". Drag to enlarge a part, double-click or Escape for all of it.");
     image.after(this.svg);
@@ -106,6 +110,7 @@ class Chart {
       last = place;
     }
     for (const [at, text] of y.ticks(5)) {
+      if (this.hidden.has(text)) continue;
       const place = y.at(at);
       make("line", { x1: left, x2: width - 14, y1: place, y2: place, class: "grid-line" }, svg);
       const most = Math.floor((left - 9) / 6.2), name = String(text); // of long names the end, where they differ
@@ -113,7 +118,10 @@ class Chart {
       label.textContent = name.length > most ? "…" + name.slice(1 - most) : name;
       make("title", {}, label, name);
     }
-    make("text", { x: (left + width) / 2, y: height - 8, "text-anchor": "middle", class: "label" }, svg, this.data.x.label);
+    const under = make("text", { y: height - 8, "text-anchor": "middle", class: "label" }, svg, this.data.x.label);
+    const wide = under.getComputedTextLength(); // centred under the axis, moved and narrowed where it would be cut off
+    under.setAttribute("x", Math.max(width / 2, Math.min((left + width) / 2, width - 4 - wide / 2)));
+    if (wide > width - 8) for (const [key, value] of [["textLength", width - 8], ["lengthAdjust", "spacingAndGlyphs"]]) under.setAttribute(key, value);
     const turned = { x: 0, y: 0, "text-anchor": "middle", class: "label", transform: `translate(13 ${(height - 34) / 2}) rotate(-90)` };
     if (this.data.y.label) make("text", turned, svg, this.data.y.label);
     const inside = make("g", { "clip-path": `url(#${clip})` }, svg);
@@ -174,36 +182,46 @@ class Chart {
     if (!found) return;
     const { line, a, b, spread } = found, box = this.svg.getBoundingClientRect(), outer = this.figure.getBoundingClientRect();
     make("circle", { cx: x.at(a), cy: y.at(b), r: 6, class: "mark" }, this.svg);
-    const named = this.data.y.ticks.some(([, name]) => isNaN(+name));
-    const value = named ? said(a) : `${said(b)}${spread ? ` ± ${said(spread)}` : ""} at ${said(a)}`;
+    const value = named(this.data.y) ? said(a) : `${said(b)}${spread ? ` ± ${said(spread)}` : ""} at ${said(a)}`;
     this.tip.textContent = `${line.of || line.label}: ${value}`;
     const across = box.left - outer.left + (x.at(a) / this.width) * box.width;
     this.tip.style.left = `${Math.min(Math.max(across, 80), outer.width - 80)}px`;
     this.tip.style.top = `${box.top - outer.top + (y.at(b) / this.height) * box.height}px`;
   }
 
+  /* What a drag encloses, across and down; null for a click. A drag along one axis, as fingers do it, or outside of the
+     other, leaves that other as it is. */
+  part(from, to) {
+    const far = [0, 1].map((k) => Math.abs(to[k] - from[k])), most = Math.max(...far);
+    if (most < 8) return null;
+    return [[this.left, this.width - 14], [12, this.height - 46]].map(([low, high], k) => {
+      const ends = [from[k], to[k]].map((each) => Math.min(Math.max(each, low), high)).sort((p, q) => p - q);
+      return far[k] < 0.25 * most || ends[1] - ends[0] < 4 ? [low, high] : ends;
+    });
+  }
+
   listen() {
     const { svg } = this;
     let from = null, frame = null;
     svg.addEventListener("pointerdown", (event) => {
+      if (!event.isPrimary || event.button) return;
       from = this.place(event);
       frame = make("rect", { class: "frame" }, svg);
       if (event.pointerType !== "touch") svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
       if (!from) return this.point(event);
-      const to = this.place(event), [a, b] = [0, 1].map((k) => [Math.min(from[k], to[k]), Math.max(from[k], to[k])]);
+      const [a, b] = this.part(from, this.place(event)) || [[0, 0], [0, 0]];
       for (const [key, value] of Object.entries({ x: a[0], y: b[0], width: a[1] - a[0], height: b[1] - b[0] }))
         frame.setAttribute(key, value);
     });
     const end = (event) => {
       if (!from) return;
-      const [start, to] = [from, this.place(event)], [x, y] = this.at;
+      const part = this.part(from, this.place(event)), [x, y] = this.at;
       from = null;
       frame.remove();
-      if (Math.abs(to[0] - start[0]) < 8 || Math.abs(to[1] - start[1]) < 8) return this.point(event);
-      const across = [start[0], to[0]].map((each) => x.back(Math.min(Math.max(each, this.left), this.width - 14)));
-      const up = [start[1], to[1]].map((each) => y.back(Math.min(Math.max(each, 12), this.height - 46)));
+      if (!part) return this.point(event);
+      const across = part[0].map((each) => x.back(each)), up = part[1].map((each) => y.back(each));
       const rising = (pair, given) => (given.from < given.to ? pair.sort((p, q) => p - q) : pair.sort((p, q) => q - p));
       this.show({ x: rising(across, this.data.x), y: rising(up, this.data.y) });
     };

@@ -8,7 +8,10 @@ function sortable(table) {
   const key = (row, column) => {
     let at = 0;
     for (const cell of row.cells) {
-      if (column < at + cell.colSpan) return cell.classList.contains("refused") ? "" : cell.innerText.trim();
+      if (column < at + cell.colSpan) {
+        if (cell.classList.contains("refused")) return "";
+        return (column ? cell.firstChild?.textContent || "" : cell.textContent).trim(); // the first of two numbers counts
+      }
       at += cell.colSpan;
     }
     return "";
