@@ -220,6 +220,9 @@ def test_a_phone_scrolls_tables_and_not_the_page(browser: Any, finished: Run, sc
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
     ink, page = (seen.page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     assert (sum(map(int, ink[4:-1].split(","))) > sum(map(int, page[4:-1].split(",")))) is (scheme == "dark")
+    dot = seen.page.locator("td .dot").first
+    dot.evaluate("dot => dot.setAttribute('style', 'background:#000000')")  # the fifth contestant's
+    assert dot.evaluate("dot => getComputedStyle(dot).backgroundColor") == ink
     seen.close()
 
 
@@ -230,6 +233,12 @@ def test_a_long_name_does_not_widen_a_phone(browser: Any, finished: Run, tmp_pat
     phone = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
     seen = Visit(browser, tmp_path / "report.html", **phone)
     assert seen.page.locator("h3", has_text=name).count() > 0
+    for dot in seen.page.locator(f"{FIRST} g.series[data-encoding='{name}'] circle").all():
+        dot.scroll_into_view_if_needed()
+        box = dot.bounding_box()
+        seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        tip = seen.page.locator(f"{FIRST} .tip").bounding_box()
+        assert tip["x"] >= 0 and tip["x"] + tip["width"] <= 400
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
     seen.close()
 

@@ -185,7 +185,8 @@ class Chart {
     const value = named(this.data.y) ? said(a) : `${said(b)}${spread ? ` ± ${said(spread)}` : ""} at ${said(a)}`;
     this.tip.textContent = `${line.of || line.label}: ${value}`;
     const across = box.left - outer.left + (x.at(a) / this.width) * box.width;
-    this.tip.style.left = `${Math.min(Math.max(across, 80), outer.width - 80)}px`;
+    const half = this.tip.offsetWidth / 2;
+    this.tip.style.left = `${Math.max(half, Math.min(across, outer.width - half))}px`;
     this.tip.style.top = `${box.top - outer.top + (y.at(b) / this.height) * box.height}px`;
   }
 
