@@ -66,6 +66,20 @@ class Call:
         return replace(self, states={name: state._replace(tensor=tensor) for (name, state), tensor in own})
 
 
+def beyond_a_generator(call: Call) -> str | None:
+    """Why a kernel cannot serve the call that takes one generator of lags, in the order of the tensors, in at most
+    float32 and without dropout; None where that is all there is."""
+    if call.term is not None and not call.toeplitz:
+        return f"{type(call.term).__name__} is not a bias of consecutive integer lags in this call"
+    if call.dropout is not None:
+        return "it has no dropout"
+    if call.mask.q_order is not None:
+        return "an order that is not that of the tensors would have to be looked up pair by pair"
+    if call.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes bfloat16, float16 and float32, not {call.q.dtype}"
+    return None
+
+
 class Refusal(ValueError):
     """A kernel cannot serve a call; the message says why and what would."""
 

@@ -13,25 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relpos.kernels.call import Call, Refusal
+from relpos.kernels.call import Call, Refusal, beyond_a_generator
 from relpos.kernels.documents import Documents
 from relpos.kernels.mask import Mask
 
 BLOCK = 128  # queries and keys of a block that is left out, looked at or taken whole
 NARROWEST = 16  # columns of q, k and v that its compiled kernel takes
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def refusal(call: Call) -> str | None:
     """Why flex_attention cannot serve the call, None where it can."""
-    if call.term is not None and not call.toeplitz:
-        return f"{type(call.term).__name__} is not a bias of consecutive integer lags in this call"
-    if call.dropout is not None:
-        return "it has no dropout"
-    if call.mask.q_order is not None:
-        return "an order that is not that of the tensors would have to be looked up pair by pair"
-    if call.q.dtype not in DTYPES:
-        return f"it takes bfloat16, float16 and float32, not {call.q.dtype}"
+    why = beyond_a_generator(call)
+    if why is not None:
+        return why
     if min(call.q.shape[-1], call.v.shape[-1]) < NARROWEST:
         return f"it takes heads of width {NARROWEST} or more, not {min(call.q.shape[-1], call.v.shape[-1])}"
     device = call.q.device.type

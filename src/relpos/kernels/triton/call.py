@@ -9,11 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from relpos.kernels.call import Call, Refusal, exactly
+from relpos.kernels.call import Call, Refusal, beyond_a_generator, exactly
 
 WIDEST = 128  # columns of q, k and v: the tiles of wider heads do not fit a multiprocessor
 ROWS = 65535  # the most programs along the second axis of a grid: batch rows times heads
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
@@ -40,14 +39,9 @@ def missing(device: torch.device) -> str | None:
 
 def refusal(call: Call) -> str | None:
     """Why the Triton kernel cannot serve the call, None where it can."""
-    if call.term is not None and not call.toeplitz:
-        return f"{type(call.term).__name__} is not a bias of consecutive integer lags in this call"
-    if call.dropout is not None:
-        return "it has no dropout"
-    if call.mask.q_order is not None:
-        return "an order that is not that of the tensors would have to be looked up pair by pair"
-    if call.q.dtype not in DTYPES:
-        return f"it takes bfloat16, float16 and float32, not {call.q.dtype}"
+    why = beyond_a_generator(call)
+    if why is not None:
+        return why
     widest = max(call.q.shape[-1], call.v.shape[-1])
     if widest > WIDEST or 0 in (call.q.shape[-1], call.v.shape[-1]):
         return f"it takes heads of width 1 to {WIDEST}, not {widest if widest > WIDEST else 0}"
