@@ -185,3 +185,11 @@ def test_inductor() -> None:
     run = attending(encoding, causal=True)
     both(run, torch.compile(run, fullgraph=True, dynamic=True), [x.detach().float().requires_grad_() for x in qkv(300)],
          encoding, 1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nope", "t5", "shaw"])
+def test_no_tokens(name: str) -> None:
+    encoding = None if name == "nope" else made(name)
+    run = torch.compile(attending(encoding, causal=True), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert run(*(x[:, :, :0] for x in qkv(3))).shape == qkv(3)[0][:, :, :0].shape

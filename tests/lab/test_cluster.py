@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_addresses() -> None:
     assert cluster.place("ray://head:10001") == "ray://head:10001"
     with pytest.raises(LabError, match="--on is ray"):
         cluster.place("dask")
+
+
+def test_an_address_where_nobody_answers_is_known_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError):
+            cluster.knock(address)
+        taken.listen()
+        for each in (address, "auto", None, "ray://head:1"):
+            cluster.knock(each)
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,8 @@ def test_the_shares_of_all_devices_are_the_whole_batch(loaders: int) -> None:
         Recipe(devices=4).check(6)
     with pytest.raises(LabError, match="at least one device and one part"):
         Recipe(parts=0).check(6)
+    with pytest.raises(LabError, match="devices are a number or auto, got '3x'"):
+        Recipe(devices="3x").check(6)
 
 
 def test_the_learning_rate_starts_and_ends_where_it_is_told() -> None:

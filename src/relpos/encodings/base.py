@@ -109,7 +109,7 @@ def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:
     if q_pos.start is not None and k_pos.start is not None and q_pos.values.numel() and k_pos.values.numel():
         return q_pos.start - k_pos.start
     q_start, k_start = q_pos.run_start(), k_pos.run_start()
-    if q_start is None or k_start is None:
+    if q_start is None or k_start is None or is_traced():  # a tracer sees no numbers, of no tokens either
         return None
     offsets = (q_start - k_start).flatten()
     if offsets.numel() == 0 or bool((offsets != offsets[0]).any()):

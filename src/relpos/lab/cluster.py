@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import socket
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from relpos.lab.jobs import Board, Crew, Job, perform, threads
 from relpos.lab.settings import Settings
 from relpos.lab.train import CHECKPOINT
 
+ANSWER = 5.0  # seconds in which a head node takes a connection; Ray itself asks on for a minute
 ATTEMPTS = 4  # times that a job is begun before the losses of its machines are no accident
 NEWS_EVERY = 0.3  # seconds
 GRACE = 60.0  # seconds in which stopped jobs send their last checkpoint
@@ -43,6 +45,13 @@ def place(on: str) -> str | None:
     return f"ray:{address}" if address.startswith("//") else address or None
 
 
+def knock(address: str | None) -> None:
+    """OSError where HOST:PORT takes no connection; other addresses are left to Ray."""
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+
+
 @contextlib.contextmanager
 def cluster(on: str, settings: Settings) -> Iterator[Cluster]:
     """Connects to the cluster that `on` names: a local one of this machine's cores where it names none and none is
@@ -57,8 +66,9 @@ def cluster(on: str, settings: Settings) -> Iterator[Cluster]:
         local = address is None and "RAY_ADDRESS" not in os.environ
         more: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if local else {"address": address}
         try:
+            knock(address)
             ray.init(log_to_driver=False, logging_level="error", **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise LabError(
                 f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}; start one with "
                 "`ray start --head`, or leave the address out to use this machine alone"

@@ -70,7 +70,10 @@ class Recipe:
             return launched()
         if self.devices == "auto":
             return max(1, torch.cuda.device_count())
-        return int(self.devices)
+        try:
+            return int(self.devices)
+        except ValueError:
+            raise LabError(f"devices are a number or auto, got {self.devices!r}") from None
 
     def check(self, batch: int) -> None:
         """LabError where a batch of this size cannot be shared out among the devices and their parts."""
