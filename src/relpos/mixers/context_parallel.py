@@ -102,6 +102,7 @@ def context_parallel_attention(
     positions and masks, not keys and values), so bad input raises on all ranks; where a rank is gone, `RankLost` is
     raised on the others within the group's timeout. Memory besides: positions, masks and segments of the whole.
     RuntimeError without a process group; ValueError, TypeError as in `attention`, and where ranks disagree.
+    Source: Liu, Zaharia and Abbeel 2023, "Ring Attention with Blockwise Transformers"; the encoding is ours.
     """
     ranks = Ranks.of(group)
     given = Given(q, k, v, encoding, q_pos, k_pos, causal, key_mask, segments, window, scale, content, codes,
