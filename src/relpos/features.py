@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from relpos.encodings.handles import Numbered
+
 REFERENCES = {
     "performer": """@inproceedings{choromanski2021rethinking,
   title={Rethinking Attention with Performers},
@@ -30,7 +32,7 @@ REFERENCES = {
 }
 
 
-class Features(nn.Module):
+class Features(Numbered):
     """Base of the feature maps.
 
     width      features a row

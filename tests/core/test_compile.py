@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 import relpos as rp
-from relpos.encodings.base import handled
+from relpos.encodings.handles import handled
 from relpos.encodings.registry import fitted
 
 LENGTHS = (64, 100, 257, 1024, 4096)
@@ -171,11 +171,11 @@ def test_a_copy_is_another_object() -> None:
     """A program holds the number of its encoding: copies have their own, and one that is gone is said to be."""
     first = made("shaw")
     second = copy.deepcopy(first)
-    assert first.handle != second.handle and handled(second.handle) is second
+    assert first.handle != second.handle and handled(second.handle, torch.nn.Module) is second
     gone = second.handle
     del second
     with pytest.raises(RuntimeError, match="which is gone; make the program again"):
-        handled(gone)
+        handled(gone, torch.nn.Module)
 
 
 @pytest.mark.slow(20)

@@ -14,16 +14,15 @@ autograd, in memory linear in the lengths) and pure functions of slices of them:
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relpos.encodings.diagonals import diagonal_sums, toeplitz
+from relpos.encodings.handles import Numbered
 from relpos.encodings.states import Slices as Slices
 from relpos.encodings.states import State as State
 from relpos.encodings.states import States as States
@@ -31,11 +30,8 @@ from relpos.encodings.states import Tail as Tail
 from relpos.encodings.states import Tile as Tile
 from relpos.positions import Grid, Index, Position, Positions, Times, is_traced
 
-_LIVE: weakref.WeakValueDictionary[int, Encoding] = weakref.WeakValueDictionary()
-_NUMBERS = itertools.count()
 
-
-class Encoding(nn.Module):
+class Encoding(Numbered):
     """Base of everything that says what a lag does."""
 
     form: ClassVar[str] = ""
@@ -47,18 +43,6 @@ class Encoding(nn.Module):
     learned: ClassVar[bool] = True  # has parameters
     shared: ClassVar[bool] = False  # defined with one module for all layers of a network
     has_factors: ClassVar[bool] = False  # exactly of finite rank: see encodings/channels.py
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._numbered()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._numbered()  # a copy is another object
-
-    def _numbered(self) -> None:
-        self.handle = next(_NUMBERS)
-        _LIVE[self.handle] = self
 
     def cite(self) -> str:
         """BibTeX of the method's source."""
@@ -89,17 +73,6 @@ class Encoding(nn.Module):
             raise TypeError(
                 f"queries and keys have positions of one kind, got {' and '.join(sorted(kinds))}; give both"
             )
-
-
-def handled(number: int) -> Encoding:
-    """The encoding whose `handle` this is; a compiled program holds the number in the place of the object."""
-    found = _LIVE.get(number)
-    if found is None:
-        raise RuntimeError(
-            f"this program computes with encoding {number} of the process that made it, which is gone; make the "
-            "program again"
-        )
-    return found
 
 
 def consecutive(q_pos: Positions, k_pos: Positions) -> int | None:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from relpos.kernels import flex, fused, hankel, opaque, tiles
+from relpos.kernels import flex, fused, hankel, node, opaque, tiles
 from relpos.kernels.call import Call, Refusal
 from relpos.kernels.dense import dense
 from relpos.kernels.triton import call as in_triton
-from relpos.positions import is_exporting, is_traced
 
 
 def tiled(call: Call) -> Tensor:
@@ -54,19 +53,11 @@ def pick(call: Call, kernel: str = "auto") -> tuple[str, str]:
     _, _, n_q, n_k = call.shape
     if fused.refusal(call) is None:
         return "fused", "nothing is added to the scores, so torch's fused attention serves as it is"
-    if opaque.wanted() and not _known_small(call):
+    if node.wanted() and not node.known_small(n_q, n_k, SMALL):
         return "tiled", "a program that serves every length holds one node, which tiles when it runs"
     if n_q * n_k <= SMALL:
         return "dense", f"{n_q} x {n_k} scores a head fit into one tile, where the plain formula is the quickest"
     return "tiled", _why_tiled(call)
-
-
-def _known_small(call: Call) -> bool:
-    """True where a tracer has numbers for the lengths, and sees them to be small: exporting without dynamic lengths,
-    or a transform of torch.func, for which the plain formula has every derivative."""
-    _, _, n_q, n_k = call.shape
-    known = is_exporting() or not is_traced()
-    return known and isinstance(n_q, int) and isinstance(n_k, int) and n_q * n_k <= SMALL
 
 
 def _why_tiled(call: Call) -> str:
@@ -80,7 +71,7 @@ def _why_tiled(call: Call) -> str:
 def run(call: Call, kernel: str = "auto") -> Tensor:
     """The output of the call, by the kernel that `pick` names. Empty calls are answered here."""
     name, _ = pick(call, kernel)
-    if opaque.wanted() and name in ("tiled", "hankel", "generic"):
+    if node.wanted() and name in ("tiled", "hankel", "generic"):
         return opaque.attend(call, name)
     if 0 in call.shape:
         nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.v))  # 0 in the graph, whatever they hold

@@ -18,19 +18,11 @@ from torch import Tensor
 from relpos.kernels import operators
 from relpos.kernels.call import Call, Refusal, computing
 from relpos.kernels.mask import Mask
+from relpos.kernels.node import Dims, mapped
 from relpos.kernels.operators import NONE
 from relpos.positions import is_exporting, is_traced
 
 TWICE = 'the gradient of this attention kernel is differentiated again, which it does not support; kernel="dense" does'
-
-
-def wanted() -> bool:
-    """Whether a call is to be one operator: it is being traced, or a transform of torch.func acts on it."""
-    return is_traced() or transformed()
-
-
-def transformed() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())
 
 
 def attend(call: Call, way: str = "tiled") -> Tensor:
@@ -70,20 +62,6 @@ def lost(mask: Mask, bad: Tensor, bad_q: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-Dims = tuple[Any, ...]
-
-
-def _mapped(function: Any, size: int, in_dims: Dims, args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The rule for torch.vmap: one call after the other, each in its own O(n) memory."""
-
-    def at(x: Any, dim: int | None, index: int) -> Any:
-        return x.select(dim, index) if isinstance(x, Tensor) and dim is not None else x
-
-    done = [function.apply(*(at(x, d, i) for x, d in zip(args, in_dims, strict=True))) for i in range(size)]
-    stacked = tuple(torch.stack(parts) for parts in zip(*done, strict=True))
-    return stacked, (0,) * len(stacked)
-
-
 class _Attend(torch.autograd.Function):
     """The operator for torch.func, whose transforms do not know the derivatives of operators."""
 
@@ -111,7 +89,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
-        return _mapped(_Attend, info.batch_size, in_dims, args)
+        return mapped(_Attend, info.batch_size, in_dims, args)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -142,7 +120,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
-        return _mapped(_Backward, info.batch_size, in_dims, args)
+        return mapped(_Backward, info.batch_size, in_dims, args)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Pairwise, State, States, handled
+from relpos.encodings.base import Pairwise, State, States
+from relpos.encodings.handles import handled
 from relpos.kernels import hankel, tiles
 from relpos.kernels.call import Call, Refusal, exactly
 from relpos.kernels.dropout import Dropout
@@ -53,9 +54,7 @@ def _call(
     mask = Mask(q.shape[2], k.shape[2], offset, left, right, q_order, k_order, _some(key_mask), q_segments, k_segments)
     own: Pairwise | None = None
     if term != NONE:
-        found = handled(term)
-        assert isinstance(found, Pairwise)
-        own = found
+        own = handled(term, Pairwise)
     elif named:
         own = _LAGS
     drop = None if seed is None else Dropout(rate, int(seed))
