@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from relpos.positions import is_traced
 
 
 def toeplitz(generator: Tensor, n_q: int) -> Tensor:
     """(.., n_q + n_k - 1) with index j - i + n_q - 1 to the matrix (.., n_q, n_k), as a view of a flipped copy."""
     n_k = generator.shape[-1] - n_q + 1
+    if is_traced():  # `unfold` would tie the program to this length
+        query, key = (torch.arange(n, device=generator.device) for n in (n_q, n_k))
+        return generator[..., key - query[:, None] + n_q - 1]
     return generator.unfold(-1, n_k, 1).flip(-2)
 
 

@@ -9,7 +9,7 @@ A kind of computation says what it does with them in a `Job`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -99,9 +99,9 @@ class Given:
 
 def _given(tensors: list[Tensor], numbers: list[int], factors: list[float], spec: str) -> Given:
     names = [part.split(",") if part else [] for part in spec.split("|")]
-    pairs = [pair.split("=") for pair in names[3]]
-    by_name = [dict(zip(n, x, strict=True)) for n, x in zip(names, (tensors, numbers, factors), strict=False)]
-    return Given(*by_name, {name: word for name, word in pairs})  # type: ignore[arg-type]
+    words = dict(pair.split("=") for pair in names[3])
+    by_name = (dict(zip(n, x, strict=True)) for n, x in zip(names, (tensors, numbers, factors), strict=False))
+    return Given(*by_name, words=words)  # type: ignore[arg-type, misc]
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,22 @@ def compute(kind: str, given: Given) -> Results:
 
 
 @torch.library.custom_op("relpos::compute", mutates_args=())
-def _compute(
-    kind: str, tensors: list[Tensor], numbers: list[int], factors: list[float], spec: str
-) -> list[Tensor]:
+def _compute(kind: str, tensors: list[Tensor], numbers: list[int], factors: list[float], spec: str) -> list[Tensor]:
     with torch.no_grad():
         found = JOBS[kind].run(_given(tensors, numbers, factors, spec))
-    own = {x.untyped_storage().data_ptr() for x in tensors}
-    return [x.clone() if x.untyped_storage().data_ptr() in own else x.contiguous() for x in found]
+    return _apart(found, [*tensors])
+
+
+def _apart(found: Sequence[Tensor], taken: list[Tensor]) -> list[Tensor]:
+    """Results of an operator: contiguous, and in no memory of its inputs or of each other."""
+    own = {x.untyped_storage().data_ptr() for x in taken}
+    results = []
+    for x in found:
+        x = x.detach().contiguous()
+        x = x.clone() if x.untyped_storage().data_ptr() in own else x
+        own.add(x.untyped_storage().data_ptr())
+        results.append(x)
+    return results
 
 
 @_compute.register_fake
@@ -165,7 +174,7 @@ def _backward(
     for x, want in zip(tensors, wanted, strict=True):
         g = next(found) if want else None
         result.append(torch.zeros_like(x) if want and g is None else x.new_empty(0) if g is None else g.contiguous())
-    return [x.detach().clone() if x._is_view() else x.detach() for x in result]
+    return _apart(result, [*tensors, *grads])
 
 
 @_backward.register_fake
@@ -183,7 +192,9 @@ def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     wanted = list(ctx.needs_input_grad[1])
     there = [g for g in grads if g is not None]
     found = _backward(ctx.kind, there, [g is not None for g in grads], wanted, list(ctx.saved_tensors), *ctx.rest)
-    return None, [g if want else None for g, want in zip(found, wanted, strict=True)], None, None, None
+    own = [g if want else None for g, want in zip(found, wanted, strict=True)]
+    numbers, factors, _ = ctx.rest
+    return None, own, None if numbers else [], None if factors else [], None  # torch wants an empty list for one
 
 
 _compute.register_autograd(_gradients, setup_context=_keep)

@@ -56,7 +56,7 @@ def _call(
     if term != NONE:
         own = handled(term, Pairwise)
     elif named:
-        own = _LAGS
+        own = LAGS
     drop = None if seed is None else Dropout(rate, int(seed))
     return Call(q, k, v, scale, mask, own, named, dropout=drop)
 
@@ -80,7 +80,7 @@ class _Lags(Pairwise):
         return {"lags": diagonal_sums(grad.sum(0))}
 
 
-_LAGS = _Lags()
+LAGS = _Lags()
 
 
 def _by_view(call: Call, way: str) -> bool:

@@ -14,18 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Tile
-from relpos.kernels import tiles
-from relpos.kernels.call import Call, computing, exactly, once
+from relpos.encodings.base import Pairwise, Tile
+from relpos.kernels import node, tiles
+from relpos.kernels.call import Call, Refusal, computing, exactly, once
 from relpos.kernels.choose import SMALL
 from relpos.kernels.dense import scores
+from relpos.kernels.dropout import Dropout
+from relpos.kernels.operators import LAGS
+from relpos.positions import is_exporting
 
 KERNELS = ("dense", "tiled")
 
 
 def pick(call: Call, kernel: str = "auto") -> str:
     if kernel == "auto":
-        return "dense" if call.shape[2] * call.shape[3] <= SMALL else "tiled"
+        n_q, n_k = call.shape[2:]
+        small = node.known_small(n_q, n_k, SMALL) if node.wanted() else n_q * n_k <= SMALL
+        return "dense" if small else "tiled"
     if kernel not in KERNELS:
         raise ValueError(f"kernel is auto, {' or '.join(KERNELS)} in pointwise attention, got {kernel!r}")
     return kernel
@@ -34,11 +39,55 @@ def pick(call: Call, kernel: str = "auto") -> str:
 def run(call: Call, kernel: str = "auto", length: float | None = None) -> Tensor:
     """The output of the call; length: what weights are divided by, None for the number of keys."""
     name = pick(call, kernel)
+    if node.wanted():
+        return _traced(call, name, length)
     if 0 in call.shape:
         nothing = sum(x[..., :0].sum() for x in (call.q, call.k, call.v))
         return call.q.new_zeros(*call.shape[:3], call.v.shape[-1]) + nothing
     by = float(call.shape[3] if length is None else length)
     return dense(call, by) if name == "dense" else tiled(call, by)
+
+
+KIND = "pointwise_attention"
+
+
+def _traced(call: Call, name: str, length: float | None) -> Tensor:
+    """The tiles as one node; the plain formula in the program itself."""
+    if name == "dense":
+        return dense(call, call.shape[3] if length is None else length)
+    term = None if call.term is None or call.toeplitz else call.term
+    if term is not None and is_exporting():
+        raise Refusal(
+            f"the tiles of {type(term).__name__} are Python code, which an exported program cannot hold; "
+            'kernel="dense" exports its definition, n_q x n_k, in plain operators'
+        )
+    given = node.Given({"q": call.q, "k": call.k, "v": call.v}, factors={"scale": call.scale})
+    given.mask(call.mask)
+    given.states(call.states)
+    given.module("term", term)
+    if length is not None:
+        given.factors["length"] = length
+    if call.dropout is not None:
+        given.factors["rate"] = call.dropout.rate
+        given.tensors["seed"] = torch.as_tensor(call.dropout.seed)
+    return node.compute(KIND, given)[0]
+
+
+def _run(given: node.Given) -> tuple[Tensor]:
+    tensors, states, factors = given.tensors, given.states_of(), given.factors
+    term = given.module_of("term", Pairwise) or (LAGS if states else None)
+    drop = Dropout(factors["rate"], int(tensors["seed"])) if "rate" in factors else None
+    q, k, v = (tensors[name] for name in ("q", "k", "v"))
+    call = Call(q, k, v, factors["scale"], given.mask_of(), term, states, dropout=drop)
+    return (run(call, "tiled", factors.get("length")),)
+
+
+def _shapes(given: node.Given) -> tuple[Tensor]:
+    q, v = given.tensors["q"], given.tensors["v"]
+    return (q.new_empty(*q.shape[:3], v.shape[-1]),)
+
+
+node.JOBS[KIND] = node.Job(_run, _shapes)
 
 
 def dense(call: Call, length: float) -> Tensor:

@@ -15,7 +15,10 @@ from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.line import Line
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.linear.split import Rectangle, split, transformed
+from relpos.kernels.node import JOBS, Given, Job, compute, known_small, wanted
+from relpos.kernels.node import transformed as under_transform
 from relpos.kernels.triton.call import refusal_of_product
+from relpos.positions import is_exporting
 
 METHODS = ("auto", "dense", "band", "fft", "split", "triton")
 SMALL = 2**18  # entries a matrix up to which the matrix itself is the quickest
@@ -62,14 +65,40 @@ def toeplitz_matmul(
     dtype = computing(torch.promote_types(c.dtype, x.dtype))
     with exactly(x):
         generator, columns, restore = _flat(c.to(dtype).flatten(-axes), x.to(dtype), lead)
-        product = _product(generator, columns, sides, causal)
-        return restore(run(product, method)).to(x.dtype)
+        return restore(_traced(generator, columns, sides, causal, method)).to(x.dtype)
+
+
+KIND = "toeplitz_matmul"
+
+
+def _traced(c: Tensor, x: Tensor, sides: tuple[int, ...] | None, causal: bool, method: str) -> Tensor:
+    """(heads, n_q, columns), as one node where values may not be looked at: `auto` reads its method off c."""
+    if not wanted():
+        return run(_product(c, x, sides, causal), method)
+    if is_exporting() or under_transform():
+        product = _product(c, x, sides, causal)
+        if method == "dense" or (method == "auto" and known_small(product.n_q, product.n_k, SMALL)):
+            return dense(product)
+    words = {"method": method, "causal": str(causal), "sides": " ".join(map(str, sides or ()))}
+    return compute(KIND, Given({"c": c, "x": x}, words=words))[0]
+
+
+def _product_of(given: Given) -> Product:
+    sides = tuple(int(side) for side in given.words["sides"].split())
+    return _product(given.tensors["c"], given.tensors["x"], sides or None, given.words["causal"] == "True")
+
+
+def _shapes(given: Given) -> tuple[Tensor]:
+    c, x = given.tensors["c"], given.tensors["x"]
+    n_q = x.shape[1] if given.words["sides"] else c.shape[1] + 1 - x.shape[1]
+    return (x.new_empty(x.shape[0], n_q, x.shape[2]),)
 
 
 @dataclass(frozen=True)
 class Product:
     """c (heads, lags) against x (heads, n_k, columns).
 
+    near  lags on either side that "split" takes directly, None for its own choice
     line  where the tokens stand, one place a row of x, if that is not 0, 1, 2, ...; c then belongs to the places
     """
 
@@ -98,7 +127,7 @@ class Product:
 def _product(c: Tensor, x: Tensor, sides: tuple[int, ...] | None, causal: bool) -> Product:
     if sides is not None:
         line = Line.of_grid(sides, x.device)
-        return Product(c, x, x.shape[1], 0, causal, line.near, line)
+        return Product(c, x, x.shape[1], 0, causal, line=line)
     n_k = x.shape[1]
     n_q = c.shape[1] + 1 - n_k if c.shape[1] or n_k else 0
     return Product(c, x, n_q, n_k - n_q, causal)
@@ -118,6 +147,9 @@ def run(product: Product, method: str) -> Tensor:
     met = bad.cummax(1).values[:, after.clamp(min=0)] & (after >= 0)[:, None]
     y = chosen(replace(product, x=product.x.masked_fill(bad, 0)))  # 0 * NaN is NaN, so what is not seen is taken out
     return y.masked_fill(met, torch.nan)
+
+
+JOBS[KIND] = Job(lambda given: (run(_product_of(given), given.words["method"]),), _shapes)
 
 
 def pick(product: Product, method: str) -> str:
@@ -184,7 +216,9 @@ def _on_line(method: Callable[[Product], Tensor]) -> Callable[[Product], Tensor]
         if line is None:
             return method(product)
         x = line.spread(product.x, line.keys, line.n_k)
-        return method(replace(product, x=x, n_q=line.n_q, offset=line.offset, line=None))[:, line.queries]
+        return method(replace(product, x=x, n_q=line.n_q, offset=line.offset, near=line.near, line=None))[
+            :, line.queries
+        ]
 
     return laid_out
 

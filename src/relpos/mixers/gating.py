@@ -19,6 +19,7 @@ from relpos.encodings.tables import resized_cells
 from relpos.encodings.window import Sides, said, sides_of
 from relpos.kernels import window as kernel
 from relpos.kernels.call import computing, exactly
+from relpos.kernels.node import JOBS, Given, Job, compute, wanted
 from relpos.mixers.functional import check_device
 from relpos.positions import Grid, Index
 
@@ -63,12 +64,47 @@ def _mixed(
         raise ValueError(f"bias is ({math.prod(sides)},), a number a token, got {tuple(bias.shape)}")
     scores = encoding.lags(sides) if len(sides) > 1 else encoding.lags(sides[0])
     scores = scores.to(torch.promote_types(computing(scores.dtype), computing(x.dtype)))
+    split = encoding.normalized and mask is None and len(sides) > 1 and method != "dense"
+    axes = encoding.per_axis(sides) if split else None
+    if not wanted():
+        return _sums(x, scores, sides, axes, bias, mask, method, encoding.normalized)
+    given = Given({"x": x, "scores": scores}, words={"method": method, "sides": " ".join(map(str, sides))})
+    given.words["normalized"] = str(encoding.normalized)
+    given.tensors.update({name: t for name, t in (("bias", bias), ("mask", mask)) if t is not None})
+    given.tensors.update({f"axis.{a}": axis for a, axis in enumerate(axes or ())})
+    return compute(KIND, given)[0]
+
+
+KIND = "window_mix"
+
+
+def _run(given: Given) -> tuple[Tensor]:
+    tensors, words = given.tensors, given.words
+    sides = tuple(int(side) for side in words["sides"].split())
+    axes = tuple(t for name, t in tensors.items() if name.startswith("axis.")) or None
+    bias, mask = tensors.get("bias"), tensors.get("mask")
+    normalized = words["normalized"] == "True"
+    return (_sums(tensors["x"], tensors["scores"], sides, axes, bias, mask, words["method"], normalized),)
+
+
+JOBS[KIND] = Job(_run, lambda given: (torch.empty_like(given.tensors["x"], memory_format=torch.contiguous_format),))
+
+
+def _sums(
+    x: Tensor,
+    scores: Tensor,
+    sides: tuple[int, ...],
+    axes: tuple[Tensor, ...] | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    method: str,
+    normalized: bool,
+) -> Tensor:
     if mask is not None:
-        return _by_matrix(_masked(scores, x, sides, encoding.normalized, mask, method), x, bias)
-    if not encoding.normalized:
+        return _by_matrix(_masked(scores, x, sides, normalized, mask, method), x, bias)
+    if not normalized:
         return kernel.mixed(scores, x, sides, method, bias)
-    axes = encoding.per_axis(sides)
-    if axes is not None and len(sides) > 1 and method != "dense":
+    if axes is not None:
         return _plus(_along_axes(axes, x, sides), bias)
     return _averaged(scores, x, sides, bias, method)
 

@@ -14,9 +14,10 @@ from relpos.encodings.base import Bias, Encoding, Tail, Transform
 from relpos.features import Features, unit
 from relpos.kernels.cached import PairSums, Rows
 from relpos.kernels.call import computing, exactly
+from relpos.kernels.linear.decay import Decay
 from relpos.kernels.online import BandSums, FreeSums, Logs, online_sums
 from relpos.mixers.functional import check_device, check_key_mask, check_tensors, resolve
-from relpos.mixers.linear import Decay, ratio
+from relpos.mixers.linear import ratio
 from relpos.mixers.order import Order
 from relpos.positions import Position, Positions, as_positions
 

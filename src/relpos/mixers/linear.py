@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from relpos.encodings.base import Bias, Encoding, Tail, Transform, consecutive
+from relpos.encodings.base import Bias, Encoding, Transform, consecutive
 from relpos.encodings.registry import entry
 from relpos.features import Features, unit
+from relpos.kernels import node
 from relpos.kernels.call import computing, exactly
-from relpos.kernels.linear import choose, words
+from relpos.kernels.linear import choose, traced, words
 from relpos.kernels.linear.call import LinearCall, Sums
+from relpos.kernels.linear.decay import Decay
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
 from relpos.mixers.functional import Explanation, check_device, check_key_mask, check_tensors, mask_of, read_by, resolve
@@ -94,24 +96,6 @@ def explained(
     return Explanation(name, reason, words.memory(main, name), tuple(notes))
 
 
-class Decay(Bias):
-    """-rate |lag|: what a transform wants its weights multiplied by, besides."""
-
-    learned = False
-    rates: Tensor
-
-    def __init__(self, rates: Tensor) -> None:
-        super().__init__()
-        self.heads = len(rates)
-        self.register_buffer("rates", rates, persistent=False)
-
-    def at(self, lag: Tensor) -> Tensor:
-        return -self.rates.view(-1, *[1] * lag.dim()) * lag.abs()
-
-    def tail(self) -> Tail:
-        return Tail(0, torch.stack([self.rates, self.rates], -1))
-
-
 class Request(NamedTuple):
     """What one call asks of the kernels, and how their sums become the output.
 
@@ -127,20 +111,22 @@ class Request(NamedTuple):
     above: LinearCall | None = None
 
     def output(self, kernel: str) -> Tensor:
-        sums = choose.run(self.main, kernel)
+        sums = traced.run(self.main, kernel)
         if self.denominator is not None:
-            rest = choose.run(self.denominator, kernel)
+            rest = traced.run(self.denominator, kernel)
             sums = Sums(sums.above * (sums.shift - rest.shift).exp(), rest.below, rest.shift)
         if self.beside is not None:
-            sums = sums.plus(choose.run(self.beside))
+            sums = sums.plus(traced.run(self.beside))
         out = ratio(*sums[:2])
-        return out if self.above is None else torch.cat([ratio(*choose.run(self.above)[:2]), out], 2)
+        return out if self.above is None else torch.cat([ratio(*traced.run(self.above)[:2]), out], 2)
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
     """above (.., width) / below (.., 1), which may overwrite `above`; 0 where below is: only where no key is seen, and
     then above is 0 too."""
     below = below.masked_fill(below == 0, 1)
+    if node.wanted():
+        return above / below
     if not (above.requires_grad or below.requires_grad):
         return above.div_(below)
     out: Tensor = _Ratio.apply(above, below)  # type: ignore[no-untyped-call]
@@ -206,20 +192,20 @@ def request(
     values = v.to(dtype)
     ones = values.new_ones(1, 1, n_k, 1) if real is None else real[:, None, :, None].to(dtype)
     scale = features.scale(dim) / temperature
-    maps: nn.Module = features
+    phi = Rows(features)
     if not isinstance(encoding, Transform):
-        maps, scale = Prepared(features, scale), 1.0
+        phi, scale = Rows(features, scale), 1.0
     elif features.normalize:
         x_q, x_k = unit(x_q), unit(x_k)
     main, denominator = _calls(
-        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], ones[:, :, prefix:], encoding, maps, mask, queries,
+        x_q[:, :, own:], x_k[:, :, prefix:], values[:, :, prefix:], ones[:, :, prefix:], encoding, phi, mask, queries,
         keys, scale, codes, generator,
     )  # fmt: skip
     if not prefix:
         return Request(main, denominator)
     if isinstance(encoding, Transform) and encoding.side == "before":
         raise ValueError(f"{type(encoding).__name__} acts before the features, where a prefix has no meaning; prefix=0")
-    x_q, x_k, phi = _times(x_q, scale), _times(x_k, scale), Rows(maps)
+    x_q, x_k = _times(x_q, scale), _times(x_k, scale)
     first = Mask(m_q, prefix, 0, key_mask=None if real is None else real[:, :prefix])
     top = Mask(own, n_k, n_k - n_q, right=0 if causal else None, key_mask=real)
     k_first, values_first, ones_first = (x[:, :, :prefix] for x in (x_k, values, ones))
@@ -234,7 +220,7 @@ def _calls(
     values: Tensor,
     ones: Tensor,
     encoding: Encoding | None,
-    features: nn.Module,
+    phi: Rows,
     mask: Mask,
     queries: Positions,
     keys: Positions,
@@ -245,16 +231,17 @@ def _calls(
     """The sums over tokens that have positions, and those of the denominator where they are others."""
     lagged = mask.offset if mask.q_order is None else None
     if not isinstance(encoding, Transform):
-        call = LinearCall(x_q, x_k, values, ones, Rows(features), mask, offset=lagged)
+        call = LinearCall(x_q, x_k, values, ones, phi, mask, offset=lagged)
         return (call if encoding is None else _biased(call, encoding, queries, keys)), None
     codes = encoding.make_codes(queries, keys, generator) if codes is None else codes
     if encoding.side == "before":
         x_q = _times(encoding.encode_q(x_q, queries, scale, codes), scale)
         x_k = _times(encoding.encode_k(x_k, keys, scale, codes), scale)
-        return LinearCall(x_q, x_k, values, ones, Rows(features), mask, offset=lagged), None
-    plain = LinearCall(_times(x_q, scale), _times(x_k, scale), values, ones, Rows(features), mask, offset=lagged)
-    phi_q = encoding.encode_q(features(plain.q), queries, 1.0, codes)
-    phi_k = encoding.encode_k(features(plain.k), keys, 1.0, codes)
+        return LinearCall(x_q, x_k, values, ones, phi, mask, offset=lagged), None
+    plain = LinearCall(_times(x_q, scale), _times(x_k, scale), values, ones, phi, mask, offset=lagged)
+    assert phi.features is not None
+    phi_q = encoding.encode_q(phi.features(plain.q), queries, 1.0, codes)
+    phi_k = encoding.encode_k(phi.features(plain.k), keys, 1.0, codes)
     call = LinearCall(phi_q, phi_k, values, ones, Rows(None), mask, offset=lagged)
     rates = encoding.decay()
     if rates is not None:
@@ -266,22 +253,10 @@ def _biased(call: LinearCall, encoding: Encoding, queries: Positions, keys: Posi
     assert isinstance(encoding, Bias)
     states = encoding.prepare(call.q, call.k, queries, keys)
     offset = consecutive(queries, keys) if call.offset is not None else None
-    return replace(call, bias=encoding, states=states, offset=offset if offset == call.offset else None)
-
-
-class Prepared(nn.Module):
-    """phi with what comes before it, row by row: unit length where the map asks for it, and its share of the scale.
-
-    Kernels apply it to slices, so that no normalised copy of q and k is kept.
-    """
-
-    def __init__(self, features: Features, scale: float) -> None:
-        super().__init__()
-        self.features, self.scale = features, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.features.prepared(x, self.scale)
-        return features
+    offset = offset if offset == call.offset else None
+    tail = None if offset is None else encoding.tail()
+    near = None if tail is None else encoding.at(torch.arange(-tail.reach, tail.reach + 1, device=call.q.device))
+    return replace(call, bias=encoding, states=states, offset=offset, tail=tail, near=near)
 
 
 def _times(x: Tensor, scale: float) -> Tensor:

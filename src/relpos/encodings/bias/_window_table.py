@@ -38,7 +38,7 @@ class WindowTable(LagTables, Bias):
         if sides != self.window:
             return super().lags(n_q, n_k, offset)
         image = self.table.T.reshape(-1, *(2 * side - 1 for side in self.window))
-        return image.flip(*range(1, image.dim()))
+        return image.flip(tuple(range(1, image.dim())))
 
     def resize(self, window: Sides) -> Self:
         """A new encoding whose table is this one interpolated to another window: bicubic, as released models do; cubic

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Tail, check_heads, positive
 from relpos.encodings.bias.alibi import FixedBias, alibi_slopes
+from relpos.positions import is_traced
 
 STEEPEST = 60.0  # sinh(60) = 6e25: closed attention for any amplitude, and still finite in float32
 GENTLE = 2.0  # mu n up to which cosh and sinh are the smaller factors
@@ -86,8 +87,10 @@ class HyPE(FixedBias):
         angle = (self.slope.view(shape) * lag).clamp(-STEEPEST, STEEPEST)
         return self.amplitude.view(shape) * torch.sinh(angle)
 
-    def tail(self) -> Tail:
+    def tail(self) -> Tail | None:
         """Constant from the saturation on, mu D >= 60: of use where that is nearer than the sequence is long."""
+        if is_traced():  # where it lies is a matter of values
+            return None
         slope = self.slope.detach()
         reach = math.ceil(STEEPEST / float(slope.min()))
         saturated = bool((slope * reach >= STEEPEST).all())  # as `at` rounds it

@@ -69,7 +69,9 @@ class T5Bias(Bias):
                 f"max_distance={max_distance} leaves no room for logarithmic buckets: distances up to {side // 2 - 1} "
                 "have a bucket each; take a larger max_distance or fewer buckets"
             )
-        self.register_buffer("first", torch.tensor(thresholds(side, max_distance)), persistent=False)
+        first = thresholds(side, max_distance)
+        self.reach = first[-1]  # the last bucket of a side holds every distance from here on
+        self.register_buffer("first", torch.tensor(first), persistent=False)
         width = 64 * heads if model_dim is None else positive("model_dim", model_dim)
         self.table = nn.Parameter(torch.randn(buckets, heads) * width**-0.5)
 
@@ -89,8 +91,7 @@ class T5Bias(Bias):
         return table.t()[:, self.buckets_of(lag)]
 
     def tail(self) -> Tail:
-        """The last bucket of each side holds every distance from its first on."""
-        return Tail(int(self.first[-1]))
+        return Tail(self.reach)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, buckets={self.buckets}, max_distance={self.max_distance}, causal={self.causal}"

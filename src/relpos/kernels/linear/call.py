@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Bias, States
+from relpos.encodings.base import Bias, States, Tail
 from relpos.kernels.call import once
 from relpos.kernels.linear.rows import Rows
 from relpos.kernels.mask import Mask
@@ -56,6 +56,8 @@ class LinearCall:
     over the visible keys, as `Sums`: numerator and denominator.
 
     bias     None where all weights are 1; states: what it prepared
+    tail     how the bias ends, None where it does not or where it is not asked; near (heads, 2 reach + 1): the bias of
+             the lags within that reach
     offset   place of the first query among the keys where both run in steps of one and the bias depends on that lag
              alone, else None: what allows the O(n) kernels
     """
@@ -69,11 +71,18 @@ class LinearCall:
     bias: Bias | None = None
     states: States = field(default_factory=dict)
     offset: int | None = None
+    tail: Tail | None = None
+    near: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """batch, heads, n_q, n_k"""
         return *self.q.shape[:3], self.k.shape[2]
+
+    @property
+    def lags_near(self) -> Tensor:
+        """The bias of the lags within reach, (heads or 1, 2 reach + 1)."""
+        return self.q.new_zeros(self.shape[1], 1) if self.near is None else self.near
 
     @property
     def both(self) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from relpos.encodings.base import Bias, Tail
+from relpos.encodings.base import Tail
 from relpos.kernels.call import Refusal
 from relpos.kernels.linear.band import Band, banded
 from relpos.kernels.linear.call import LinearCall, Sums
@@ -29,14 +29,10 @@ CELLS = 2304**2  # the same for a grid, four times as many in causal attention
 def band(call: LinearCall) -> Sums:
     """O(n): a band of direct sums, and running sums for the tail of the bias."""
     assert call.offset is not None
-    reach, rates, near = 0, None, call.q.new_zeros(call.q.shape[1], 1)
-    if call.bias is not None:
-        tail = call.bias.tail()
-        assert tail is not None
-        reach, rates, near = tail.reach, tail.rates, _near(call.bias, tail.reach, call.q)
-    near = near.to(torch.promote_types(near.dtype, call.q.dtype))
+    tail = call.tail or Tail(0)
+    near = call.lags_near.to(torch.promote_types(call.lags_near.dtype, call.q.dtype))
     top = _top(near)
-    weights = Band((near - top).exp().to(call.q.dtype), reach, rates)
+    weights = Band((near - top).exp().to(call.q.dtype), tail.reach, tail.rates)
     real = None if bool((call.ones == 1).all()) else call.ones
     sums = banded(call.q, call.k, call.values, weights, call.phi, call.offset, call.causal, real)
     return Sums(*sums, top.to(call.q.dtype).view(1, -1, 1, 1))
@@ -58,10 +54,6 @@ def grid(call: LinearCall) -> Sums:
     line = line_of(call)
     assert not isinstance(line, str)
     return free(laid_out(call, line), line.near).rows(line.queries)
-
-
-def _near(bias: Bias, reach: int, q: Tensor) -> Tensor:
-    return bias.at(torch.arange(-reach, reach + 1, device=q.device))
 
 
 def _top(lags: Tensor) -> Tensor:
@@ -96,13 +88,11 @@ def refusal(call: LinearCall, kernel: str) -> str | None:
         return _too_wide(spread_of(call.states["lags"].tensor))
     if call.bias is None:
         return None
-    tail = call.bias.tail()
-    if tail is None:
+    if call.tail is None:
         return f"{type(call.bias).__name__} is free at every lag: it declares no tail"
-    if tail.rates is not None and tail.rates.requires_grad:
+    if call.tail.rates is not None and call.tail.rates.requires_grad:
         return "the rates of the tail are learned"
-    with torch.no_grad():
-        return _too_wide(spread_of(_near(call.bias, tail.reach, call.q)))
+    return _too_wide(spread_of(call.lags_near))
 
 
 def _too_wide(spread: float) -> str | None:
@@ -111,10 +101,14 @@ def _too_wide(spread: float) -> str | None:
     return f"the bias spans {spread:.0f} nats, more than one factor can keep in range"
 
 
-def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
-    """Name of the kernel and the reason for it. ValueError for a name that is not known or cannot serve."""
+def check_name(kernel: str) -> None:
     if kernel not in ("auto", *KERNELS):
         raise ValueError(f"kernel is auto, {', '.join(KERNELS)}; got {kernel!r}")
+
+
+def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
+    """Name of the kernel and the reason for it. ValueError for a name that is not known or cannot serve."""
+    check_name(kernel)
     documents = Documents.of(call) if apart(call, kernel) else None
     if documents is not None and documents.calls:
         name, reason = pick(max(documents.calls, key=lambda part: part.shape[2] * part.shape[3]), kernel)
@@ -128,8 +122,7 @@ def pick(call: LinearCall, kernel: str = "auto") -> tuple[str, str]:
     if n_q * n_k <= SMALL:
         return "dense", f"{n_q} x {n_k} scores a head are one small product"
     if refusal(call, "band") is None:
-        tail = None if call.bias is None else call.bias.tail()
-        reach = 0 if tail is None else tail.reach
+        reach = 0 if call.tail is None else call.tail.reach
         if 4 * reach <= n_k:
             return "band", f"beyond {reach} tokens the weights are constant or geometric: running sums, no FFT"
     if n_q * n_k >= (5 * FREE if call.causal else FREE) and refusal(call, "split") is None:
@@ -183,7 +176,7 @@ def spread_met(call: LinearCall, name: str) -> float:
     if name in DIRECT or call.bias is None:
         return 0.0
     if name == "band":
-        return spread_of(_near(call.bias, (call.bias.tail() or Tail(0)).reach, call.q))
+        return spread_of(call.lags_near)
     return spread_of(call.states["lags" if name == "split" else "table"].tensor)
 
 
@@ -244,26 +237,25 @@ def _unpoisoned(call: LinearCall, name: str, trusted: float, sums: Sums) -> Sums
     0 * NaN is NaN, so the key is taken out of the products, and the rows that see it are NaN by decree. A query that
     holds one is taken out too, or a gradient of 0 times its features would be NaN in every key.
     """
-    bad = _undefined(call, call.k) | ~torch.isfinite(call.values).all(-1)
-    bad_q = _undefined(call, call.q)
+    bad = undefined(call, call.k) | ~torch.isfinite(call.values).all(-1)
+    bad_q = undefined(call, call.q)
     if not bool(bad.any() | bad_q.any()):
         return sums
-    hidden = bad.unsqueeze(-1)  # (batch, heads, n_k, 1)
-    clean = replace(
-        call,
-        q=call.q.masked_fill(bad_q.unsqueeze(-1), 0),
-        k=call.k.masked_fill(hidden, 0),
-        values=call.values.masked_fill(hidden, 0),
-        ones=call.ones.masked_fill(hidden, 0),
-    )
-    sums = _sound(clean, name, trusted)
+    sums = _sound(without(call, bad, bad_q), name, trusted)
     lost = call.mask.seeing(bad) | bad_q
     above, below = (x.masked_fill(lost.unsqueeze(-1), torch.nan) for x in (sums.above, sums.below))
     return Sums(above, below, sums.shift)
 
 
+def without(call: LinearCall, bad: Tensor, bad_q: Tensor) -> LinearCall:
+    """The call with zeros for some keys (batch, heads, n_k) and queries (batch, heads, n_q)."""
+    hidden = bad.unsqueeze(-1)
+    k, values, ones = (x.masked_fill(hidden, 0) for x in (call.k, call.values, call.ones))
+    return replace(call, q=call.q.masked_fill(bad_q.unsqueeze(-1), 0), k=k, values=values, ones=ones)
+
+
 @torch.no_grad()
-def _undefined(call: LinearCall, x: Tensor) -> Tensor:
+def undefined(call: LinearCall, x: Tensor) -> Tensor:
     """Rows of x, (batch, heads, n), that are not finite or have no finite features."""
     parts = torch.split(x, CHUNK, 2)
     return ~torch.cat([torch.isfinite(part).all(-1) & torch.isfinite(call.phi(part)).all(-1) for part in parts], -1)

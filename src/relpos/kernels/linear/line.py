@@ -8,6 +8,7 @@ line is as long as the padding of an FFT in several dimensions would be.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,16 +22,16 @@ from relpos.kernels.mask import Mask
 @dataclass(frozen=True)
 class Line:
     """Places of queries (n_q,) and keys (n_k,), both from 0 on and rising; offset: place of the first query among the
-    places of the keys; near: lags of the line that reach the rows next to a token's own."""
+    places of the keys."""
 
     queries: Tensor
     keys: Tensor
     offset: int
-    near: int
 
-    @classmethod
-    def of(cls, queries: Tensor, keys: Tensor, offset: int) -> Line:
-        return cls(queries, keys, offset, near_of(keys))
+    @cached_property
+    def near(self) -> int:
+        """Lags of the line that reach the rows next to a token's own."""
+        return near_of(self.keys)
 
     @classmethod
     def of_grid(cls, sides: tuple[int, ...], device: torch.device) -> Line:
@@ -38,7 +39,7 @@ class Line:
         place = torch.zeros(1, dtype=torch.int64, device=device)
         for side in sides:
             place = (place[:, None] * (2 * side - 1) + torch.arange(side, device=device)).flatten()
-        return cls.of(place, place, 0)
+        return cls(place, place, 0)
 
     @property
     def n_q(self) -> int:
@@ -78,12 +79,12 @@ def line_of(call: LinearCall) -> Line | str:
     if not (_rising(q) and _rising(k)):
         return "the cells are not in row-major order, each once"
     if not call.causal:
-        return Line.of(q - q[0], k - k[0], 0)
+        return Line(q - q[0], k - k[0], 0)
     first = mask.offset
     own = k[first : first + len(q)] if first >= 0 else k[:0]
     if len(own) != len(q) or not torch.equal(own - own[0], q - q[0]):
         return "the queries of a causal sum do not stand in the cells of the last keys"
-    return Line.of(q - q[0], k - k[0], int(own[0] - k[0]))
+    return Line(q - q[0], k - k[0], int(own[0] - k[0]))
 
 
 def laid_out(call: LinearCall, line: Line) -> LinearCall:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from relpos.features import Features
+from relpos.positions import is_traced
+
+
+class Prepared(nn.Module):
+    """phi with what comes before it, row by row: unit length where the map asks for it, and its share of the scale.
+
+    Kernels apply it to slices, so that no normalised copy of q and k is kept.
+    """
+
+    def __init__(self, features: Features, scale: float) -> None:
+        super().__init__()
+        self.features, self.scale = features, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.features.prepared(x, self.scale)
+        return features
 
 
 class Rows:
@@ -14,18 +32,35 @@ class Rows:
     Features are made again in the backward pass, with the projection and parameters of the forward pass: where the
     module holds others by then (torch.func.functional_call) these are put in, and where they were changed in place the
     gradient is refused, as autograd itself would.
+
+    scale    given, rows are prepared with it (see `Prepared`); None: they are already
+    tensors  the projection and parameters, by their names in `features`; None: those that it holds now
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
-        self.module = module
-        self.tensors = {} if module is None else {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    def __init__(
+        self, features: Features | None, scale: float | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.features, self.scale = features, scale
+        if is_traced():  # whoever follows this call needs no more of it than what it was made of
+            return
+        self.module = features if scale is None or features is None else Prepared(features, scale)
+        inside = "" if self.module is features else "features."
+        held = self.held_by(features) if tensors is None else tensors
+        self.tensors = {f"{inside}{name}": x for name, x in held.items()}
         self.parameters = tuple(x for x in self.tensors.values() if x.requires_grad)
         self._versions = self._changes()
 
+    @staticmethod
+    def held_by(features: nn.Module | None) -> dict[str, Tensor]:
+        return {} if features is None else {**dict(features.named_parameters()), **dict(features.named_buffers())}
+
     def __call__(self, x: Tensor) -> Tensor:
-        if self.module is None:
+        if self.features is None:
             return x
+        if is_traced():
+            return self.features(x) if self.scale is None else self.features.prepared(x, self.scale)
         features: Tensor
+        assert self.module is not None
         if all(now is then for now, then in zip(self._held(), self.tensors.values())):
             features = self.module(x)
         else:

@@ -34,8 +34,8 @@ def memory(call: LinearCall, name: str) -> str:
 
 
 def _tile(call: LinearCall) -> str:
-    tail = None if call.bias is None else call.bias.tail()
-    return "" if tail is None or tail.reach == 0 else f" and a tile as wide as the reach, {tail.reach} tokens"
+    reach = 0 if call.tail is None else call.tail.reach
+    return f" and a tile as wide as the reach, {reach} tokens" if reach else ""
 
 
 def _features(call: LinearCall) -> int:
