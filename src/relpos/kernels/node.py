@@ -99,9 +99,12 @@ class Given:
 
 def _given(tensors: list[Tensor], numbers: list[int], factors: list[float], spec: str) -> Given:
     names = [part.split(",") if part else [] for part in spec.split("|")]
-    words = dict(pair.split("=") for pair in names[3])
-    by_name = (dict(zip(n, x, strict=True)) for n, x in zip(names, (tensors, numbers, factors), strict=False))
-    return Given(*by_name, words=words)  # type: ignore[arg-type, misc]
+    return Given(
+        dict(zip(names[0], tensors, strict=True)),
+        dict(zip(names[1], numbers, strict=True)),
+        dict(zip(names[2], factors, strict=True)),
+        dict(pair.split("=") for pair in names[3]),
+    )
 
 
 @dataclass(frozen=True)

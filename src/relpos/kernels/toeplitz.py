@@ -216,9 +216,8 @@ def _on_line(method: Callable[[Product], Tensor]) -> Callable[[Product], Tensor]
         if line is None:
             return method(product)
         x = line.spread(product.x, line.keys, line.n_k)
-        return method(replace(product, x=x, n_q=line.n_q, offset=line.offset, near=line.near, line=None))[
-            :, line.queries
-        ]
+        whole = replace(product, x=x, n_q=line.n_q, offset=line.offset, near=line.near, line=None)
+        return method(whole)[:, line.queries]
 
     return laid_out
 
