@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import relpos as rp
 from relpos.integrations import x_transformers as ours
-from relpos.integrations.x_transformers import apply
+from relpos.integrations.common import KEPT
 from tests.integrations.hf import built, differences, padded, tokens
 from tests.integrations.test_transformers import Square
 
@@ -149,7 +149,6 @@ def test_places_of_the_caller() -> None:
     close(*pair(made(alibi_pos_bias=True, attn_num_mem_kv=2)), x=tokens(), pos=pos)
 
 
-@pytest.mark.slow(5)
 @pytest.mark.parametrize("name", ["alibi", "t5, window", "rotary, flash, rmsnorm", "rotary and alibi"])
 def test_nothing_of_queries_by_keys(name: str) -> None:
     """With a key mask; and the model itself makes such, so that this can fail."""
@@ -159,6 +158,14 @@ def test_nothing_of_queries_by_keys(name: str) -> None:
         with Square(n // 2) as square:
             each(x[:1], mask=padded(x, "right")[1:].bool()).square().mean().backward()
         assert bool(square.operation) == (each is model), square.operation
+
+
+@pytest.mark.parametrize("name", ["alibi", "t5", "rotary"])
+def test_half_precision(name: str) -> None:
+    model, other = (each.to(torch.bfloat16) for each in pair(made(**SERVED[name])))
+    with torch.no_grad():
+        one, two = (each(tokens()).float() for each in (model, other))
+    assert torch.isfinite(two).all() and float((one - two).abs().max()) < 0.05 * float(one.abs().max())
 
 
 def test_dropout_of_the_model_is_used() -> None:
@@ -304,7 +311,7 @@ class TestReplace:
             keys = given
             with pytest.raises((ValueError, TypeError), match=words):
                 ours.replace_encoding(model, keys)
-            assert apply.KEPT not in vars(model) and "forward" not in vars(model.attn_layers.layers[0][1])
+            assert KEPT not in vars(model) and "forward" not in vars(model.attn_layers.layers[0][1])
         with pytest.raises(ValueError, match="options go with"):
             ours.replace_encoding(model, rp.encodings.ALiBi(4), symmetric=True)
         with pytest.raises(ValueError, match="talking heads"):

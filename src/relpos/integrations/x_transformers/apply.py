@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from relpos.encodings.base import Absolute, Encoding, Pairwise
-from relpos.encodings.registry import fitted
-from relpos.integrations.transformers.apply import KEPT, Change, Report
+from relpos.encodings.base import Encoding, Pairwise
+from relpos.integrations.common import KEPT, Given, check_unchanged, check_version, encoding_of
+from relpos.integrations.transformers.apply import Change, Report
 from relpos.integrations.transformers.patch import Undo
 from relpos.integrations.transformers.replace import PART
-from relpos.integrations.versions import check_version
 from relpos.integrations.x_transformers import layer
 from relpos.mixers.functional import explain
 
 TESTED = ((2, 31), (2, 31))
 """The first and the last minor version of x-transformers that the tests were run with."""
-
-Given = str | Encoding | Callable[[], Encoding]
 
 
 def accelerate(model: nn.Module, *, untested: bool = False) -> Report:
@@ -95,10 +92,7 @@ def replace_encoding(
 
 def _begun(model: nn.Module, untested: bool) -> Undo:
     check_version("x-transformers", "x-transformers", TESTED, untested)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a model of x-transformers is needed, got {type(model).__name__}")
-    if any(KEPT in vars(part) for part in model.modules()):
-        raise ValueError("relpos is in this model already; restore(model) takes it out")
+    check_unchanged(model, "x-transformers")
     return Undo()
 
 
@@ -124,18 +118,10 @@ def _parts(model: nn.Module, own: bool = True) -> Iterator[tuple[str, Any, str, 
 def _made(name: str, part: Any, given: Given, options: dict[str, Any]) -> Encoding:
     """The encoding for one layer, asked once whether it fits."""
     dim, wide = part.to_q.out_features // part.heads, part.to_v.out_features // part.kv_heads
-    if isinstance(given, str):
-        known = {"heads": part.heads, "dim": dim, "model_dim": part.to_q.in_features, "causal": part.causal}
-        made: Any = fitted(given, known, options)
-    elif options:
-        raise ValueError(f"options go with an encoding given by name, got {', '.join(options)}")
-    else:
-        made = given() if callable(given) and not isinstance(given, Encoding) else given
-    if not isinstance(made, Encoding):
-        raise TypeError(f"encoding is a name, an Encoding or a callable that makes one, got {type(made).__name__}")
-    if isinstance(made, Absolute) or (isinstance(made, Pairwise) and made.needs_content):
-        reads = "is added to the input" if isinstance(made, Absolute) else "reads the layer's input"
-        raise ValueError(f"{type(made).__name__} {reads}; replace_encoding takes terms of the scores, and transforms")
+    known = {"heads": part.heads, "dim": dim, "model_dim": part.to_q.in_features, "causal": part.causal}
+    made = encoding_of(given, known, options)
+    if isinstance(made, Pairwise) and made.needs_content:
+        raise ValueError(f"{type(made).__name__} reads the layer's input, of which x-transformers caches nothing")
     q, v = torch.zeros(1, part.heads, 2, dim), torch.zeros(1, part.heads, 2, wide)
     try:
         explain(q, q, v, made.cpu(), causal=part.causal)
