@@ -283,9 +283,7 @@ class TestBadInput:
         assert not [part for part in model.modules() if "forward" in vars(part)]
 
     def test_another_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from relpos.integrations.transformers import apply
-
-        monkeypatch.setattr(apply.importlib.metadata, "version", lambda _: "9.1.0")
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "9.1.0")
         model = built(ROTARY["llama"])
         with pytest.raises(RuntimeError, match=r"5\.23 to 5\.24, not with 9\.1\.0"):
             ours.accelerate(model)

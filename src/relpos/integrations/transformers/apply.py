@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,13 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from relpos.integrations.common import KEPT, check_version
 from relpos.integrations.transformers import alibi, conformer, deberta, interface, swin, t5
 from relpos.integrations.transformers.patch import Undo
 
 TESTED = ((5, 23), (5, 24))
 """The first and the last minor version of transformers that the tests were run with."""
-
-KEPT = "_relpos_undo"
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def accelerate(model: nn.Module, *, untested: bool = False) -> Report:
     Returns what changed, what did not, and why. ValueError for a model that is not supported, one that was accelerated
     before, and where nothing could be changed; RuntimeError for an untested version; ImportError without transformers.
     """
-    _check_version(untested)
+    check_version("transformers", "hf", TESTED, untested)
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -162,17 +160,3 @@ def _patched(model: nn.Module, patches: Any, undo: Undo) -> Iterator[Change]:
         own, reasons = more + own, [None] * len(more) + reasons
     for (name, part), why in zip(own, reasons):
         yield Change(name, why is None, patches.patch(part, undo) if why is None else why)
-
-
-def _check_version(untested: bool) -> None:
-    try:
-        version = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        raise ImportError("transformers is not installed: pip install 'relpos[hf]'") from None
-    minor = tuple(int(part) for part in version.split(".")[:2])
-    if not untested and not TESTED[0] <= minor <= TESTED[1]:
-        low, high = (".".join(map(str, each)) for each in TESTED)
-        raise RuntimeError(
-            f"relpos was tested with transformers {low} to {high}, not with {version}; install one of those, or try it "
-            "with untested=True and compare outputs"
-        )

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
-_MISSING = object()
+
+class _Missing:
+    """The class itself stands for an attribute that was not there: a copy of a model copies its undo, and not this."""
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Undo:
 
     def set(self, target: Any, name: str, value: Any) -> None:
         """target.name = value, remembered. Parameters and buffers are never touched."""
-        self.steps.append((target, name, vars(target).get(name, _MISSING)))
+        self.steps.append((target, name, vars(target).get(name, _Missing)))
         target.__dict__[name] = value
 
     def method(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
@@ -35,7 +37,7 @@ class Undo:
 
     def restore(self) -> None:
         for target, name, value in reversed(self.steps):
-            if value is _MISSING:
+            if value is _Missing:
                 target.__dict__.pop(name, None)
             else:
                 target.__dict__[name] = value

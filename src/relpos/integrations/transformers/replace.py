@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Encoding, Pairwise
 from relpos.encodings.registry import fitted
+from relpos.integrations.common import KEPT
 from relpos.integrations.transformers import apply as models
 from relpos.integrations.transformers.interface import Lag
 from relpos.integrations.transformers.patch import Undo
@@ -29,13 +30,13 @@ def replace_encoding(model: Any, encoding: str, *, share: bool = True, **options
     ValueError for a name that is not known, for an encoding that is no term of the scores, and for models without a
     form here.
     """
-    fresh = models.KEPT not in vars(model)
+    fresh = KEPT not in vars(model)
     family = models._family_of(model)
     if family.name not in ("T5", "rotary decoders"):
         raise ValueError(f"replace_encoding is for the T5 family and rotary decoders, not for {family.name}")
     if fresh:
         models.accelerate(model)
-    undo: Undo = vars(model)[models.KEPT]
+    undo: Undo = vars(model)[KEPT]
     try:
         return _replaced(model, family, encoding, share, options, undo)
     except BaseException:
