@@ -32,6 +32,7 @@ class Borrowed(T5Bias):
         }  # fmt: skip
         numbers = module._relative_position_bucket(-torch.arange(4 * most + side), **named)
         self.first = torch.searchsorted(numbers.contiguous(), torch.arange(1, side))
+        self.reach = int(self.first[-1])
 
     def at(self, lag: Tensor) -> Tensor:
         table: Tensor = self.owner[0].relative_attention_bias.weight

@@ -48,6 +48,7 @@ class Buckets(T5Bias):
         back = -torch.arange(4 * self.max_distance + side, device=module.relative_attention_bias.weight.device)
         numbers = module._relative_position_bucket(back, self.causal, self.buckets, self.max_distance)
         first = torch.searchsorted(numbers.contiguous(), torch.arange(1, side, device=back.device))
+        self.reach = int(first[-1])
         self.register_buffer("first", first, persistent=False)
 
     def at(self, lag: Tensor) -> Tensor:
