@@ -126,10 +126,10 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, length: float, q: Tensor, k: Tensor, v: Tensor, *tensors: Tensor) -> Tensor:
         out = q.new_zeros(*call.shape[:3], v.shape[-1])
-        scaled = q * call.scale
-        for rows, part in tiles.parts(call.with_states(tensors)):
+        for rows, part in tiles.parts(replace(call.with_states(tensors), q=q)):
+            own = part.q * call.scale, k[rows], v[rows]
             for tile in (tile for _, row in tiles.blocks(part) for tile in row):
-                _forward_tile(part, tile, (scaled[rows], k[rows], v[rows]), length, out[rows])
+                _forward_tile(part, tile, own, length, out[rows])
         ctx.save_for_backward(q, k, v, *tensors)
         ctx.call, ctx.length = call, length
         return out
@@ -138,12 +138,11 @@ class _Tiled(torch.autograd.Function):
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *tensors = ctx.saved_tensors
-        call: Call = ctx.call.with_states(tensors)
+        call: Call = replace(ctx.call.with_states(tensors), q=q)
         sums = tiles.Sums.zeros(call, (q, k, v), ctx.needs_input_grad[5:])
-        saved = q * call.scale, k, v, grad
         with exactly(grad):
             for rows, part in tiles.parts(call):
-                own, share = [x[rows] for x in saved], sums.of(rows)
+                own, share = [part.q * call.scale, k[rows], v[rows], grad[rows]], sums.of(rows)
                 for tile in (tile for _, row in tiles.blocks(part) for tile in row):
                     _backward_tile(part, tile, own, ctx.length, share)
         return None, None, *sums.in_order(call)

@@ -107,9 +107,8 @@ def attend(call: Call, k: Tensor, v: Tensor, states: States) -> tuple[Tensor, Te
     call = replace(call, states=states)
     batch, heads, n_q, _ = call.shape
     out, lse = k.new_zeros(batch, heads, n_q, v.shape[-1]), k.new_full((batch, heads, n_q, 1), torch.inf)
-    scaled = call.q * call.scale
     for rows, part in parts(call):
-        _forward(part, scaled[rows], k[rows], v[rows], out[rows], lse[rows])
+        _forward(part, part.q * call.scale, k[rows], v[rows], out[rows], lse[rows])
     return out, lse
 
 
@@ -130,10 +129,10 @@ def attend_backward(
     """
     call = replace(call, states=states)
     sums = Sums.zeros(call, (call.q, k, v), [name in wanted for name in states])
-    saved = call.q * call.scale, k, v, lse, delta, grad
+    saved = k, v, lse, delta, grad
     with exactly(grad):
         for rows, part in parts(call):
-            own, share = [x[rows] for x in saved], sums.of(rows)
+            own, share = [part.q * call.scale, *(x[rows] for x in saved)], sums.of(rows)
             for tile in (tile for _, row in blocks(part) for tile in row):
                 _backward_tile(part, tile, own, share)
     return sums.tokens, {name: state.tensor for name, state in sums.states.items()}

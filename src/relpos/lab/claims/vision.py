@@ -99,14 +99,14 @@ presets: dict[str, dict[str, Any]] = {
         "judged": [500, 4000], "attention_judged": [500, 1000],
     },
     "full": {
-        **_COMMON, "datasets": ["fashion-mnist", "openclipart"], "steps": 3000, "attention_steps": 2500,
+        **_COMMON, "datasets": ["fashion-mnist", "openclipart"], "steps": 3000, "attention_steps": 8000,
         "sweep_steps": 250, "shift": 1, "judged": [2000, 10_000], "attention_judged": [1000, 5000],
     },
 }  # fmt: skip
 """datasets: of the gates; attention: data sets of the ViT, [] for none; attention_..: of the ViT; paths: folder by data
 set, for those that the user has; cells: by how many patches a side the other sizes differ; shift: of training pictures,
-in pixels; judged: pictures of validation and of test; the rest as its name says. full takes up to 4 hours on two cores,
-estimated from the time of a step; it goes on where stopped."""
+in pixels; judged: pictures of validation and of test; the rest as its name says. full takes one and a half to 4 hours on two
+cores; it goes on where stopped."""
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,8 @@ def _rates(s: Mapping[str, Any], rates: Sequence[float]) -> str:
 
 TIMES = (
     "The presets: `quick` takes a minute and `demo` some minutes; `results` is made for about half an hour on two "
-    "cores that have nothing else to do; `full`, the same networks trained about ten times as long, with openclipart, "
-    "for up to 4 hours. The last is estimated from the time of a step. All go on where they were stopped."
+    "cores that have nothing else to do; `full`, the same networks trained longer, with openclipart, for one and a "
+    "half to 4 hours. All go on where they were stopped."
 )
 
 
