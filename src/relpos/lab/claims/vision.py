@@ -105,8 +105,8 @@ presets: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """datasets: of the gates; attention: data sets of the ViT, [] for none; attention_..: of the ViT; paths: folder by data
 set, for those that the user has; cells: by how many patches a side the other sizes differ; shift: of training pictures,
-in pixels; judged: pictures of validation and of test; the rest as its name says. full takes one and a half to 4 hours on two
-cores; it goes on where stopped."""
+in pixels; judged: pictures of validation and of test; the rest as its name says. full takes one and a half to 4 hours
+on two cores; it goes on where stopped."""
 
 
 @dataclass(frozen=True)
