@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def growth(lengths: Sequence[int], head: int, batch: int) -> str:
     rows = [head_row, "|---|" + "---:|" * (len(lengths) + 1)]
     for name in names:
         found = [beyond(name, Size(n, batch, head, True), alone=True) for n in lengths]
-        steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(found)]
         power = math.log2(steps[-1] / steps[-2]) if len(steps) > 1 and min(steps[-2:]) > 0 else None
         cells = " | ".join(f"{x:.0f} MiB" for x in found)
         rows.append(f"| {name} | {cells} | {'-' if power is None else f'{power:.2f}'} |")
