@@ -20,6 +20,7 @@ from relpos.encodings.window import Sides, said, sides_of
 from relpos.kernels import window as kernel
 from relpos.kernels.call import computing, exactly
 from relpos.kernels.node import JOBS, Given, Job, compute, wanted
+from relpos.mixers.folded import Folded
 from relpos.mixers.functional import check_device
 from relpos.positions import Grid, Index
 
@@ -245,6 +246,7 @@ class PoSGU(_Gate):
     free        besides, a free matrix (n, n) for all groups, as the released code has it with pos_only=False
     method      as in `relpos.window_mix`
 
+    Without gradients a unit keeps matrices of up to 8 MiB until its encoding changes or `train` is called.
     No normalisation inside, unlike gMLP's unit. Parameters do not grow with n (GQPE) or like n (LRPE) but for b.
     Source: Wang et al. 2022 (PosMLP), formulas of its released code, whose weights `from_reference` takes.
     """
@@ -286,6 +288,7 @@ class PoSGU(_Gate):
             )
         n = math.prod(self.window)
         self.encoding, self.groups, self.method = encoding, encoding.heads, method
+        self._folded = Folded()
         self.bias = nn.Parameter(torch.zeros(n)) if token_bias else None
         self.free = nn.Parameter(nn.init.trunc_normal_(torch.empty(n, n), std=1e-6)) if free else None
         self.gain: Tensor | None
@@ -320,8 +323,18 @@ class PoSGU(_Gate):
 
     def mix(self, u: Tensor) -> Tensor:
         w = u if self.gain is None else u * self.gain
-        found = window_mix(w, self.encoding, self.window, bias=self.bias, method=self.method)
+        if u.numel() and self._folded.serves(self.encoding, self.window, self.method):
+            check_device(self.encoding, u, "x")
+            with exactly(u):
+                found = _by_matrix(self._folded.of(self.encoding, self.window, w.dtype), w, self.bias)
+        else:
+            found = window_mix(w, self.encoding, self.window, bias=self.bias, method=self.method)
         return found if self.free is None else found + self.free.to(u.dtype) @ u
+
+    def train(self, mode: bool = True) -> PoSGU:
+        self._folded.forget()
+        super().train(mode)
+        return self
 
     def resize(self, window: Sides) -> PoSGU:
         """A new unit for another window: the encoding's own `resize`, token biases interpolated like pixels (bicubic).
