@@ -161,7 +161,8 @@ def beyond(name: str, size: Size, alone: bool = False) -> float:
     """MiB at the peak of a fresh process, over what it held with inputs and parameters ready, the median of three where
     they are quick; alone: of the call."""
     arguments = ["--peak", name, *size.arguments, *(["--alone"] if alone else [])]
-    return statistics.median(fresh(__file__, *arguments) for _ in range(1 if name == "materialised" or size.n > 1024 else 3))
+    runs = 1 if name == "materialised" or size.n > 1024 else 3
+    return statistics.median(fresh(__file__, *arguments) for _ in range(runs))
 
 
 def table(size: Size, rounds: int) -> tuple[str, dict[str, float]]:
