@@ -80,8 +80,9 @@ def attending(encoding: Any, **options: Any) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "causal"), [("nope", True), ("rope", True), ("alibi", True), ("t5", False), ("kerple", True),
-                         ("shaw", True), ("fire", False), ("transformer_xl", True), ("deberta", False)],
+    ("name", "causal"), [("nope", True), ("rope", True), ("xpos", True), ("alibi", True), ("t5", False),
+                         ("kerple", True), ("shaw", True), ("fire", False), ("transformer_xl", True),
+                         ("deberta", False)],
 )  # fmt: skip
 def test_attention(name: str, causal: bool) -> None:
     """Without a break, at lengths on either side of that at which eager changes its kernel."""

@@ -130,10 +130,10 @@ def test_autocast_in_multihead_attention(name: str | None) -> None:
 
 # ---- torch.export
 
-PLAIN = ["nope", "rope", "rope_pool", "permuteformer", "flt", "cosformer", "sinusoidal", "learned"]
+PLAIN = ["nope", "rope", "rope_pool", "xpos", "permuteformer", "flt", "cosformer", "sinusoidal", "learned"]
 LAGS = ["alibi", "t5", "kerple", "learned_bias", "sandwich", "hype"]
 PAIRS = ["shaw", "music_transformer", "deberta", "low_rank_logits", "fire", "fox", "relative_channels"]
-NOT = ["xpos", "sine_spe", "conv_spe", "fstripe", "transformer_xl"]  # docs/compile.md says why
+NOT = ["sine_spe", "conv_spe", "fstripe", "transformer_xl"]  # docs/compile.md says why
 
 
 def exported(name: str, kernel: str) -> tuple[nn.Module, torch.export.ExportedProgram]:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from relpos.encodings.transform.rotation import Rotary, check_base, check_width, per_token
-from relpos.positions import Index, Position, Positions, Times, as_positions
+from relpos.positions import Index, Position, Positions, Times, as_positions, is_traced
 
 _HEADROOM = math.log(64)  # nats left for what q and k hold themselves
 
 
 @dataclass(frozen=True)
 class XPosCodes:
-    """The position at which queries and keys are not scaled; the same for both and for a whole stream."""
+    """The position at which queries and keys are not scaled; the same for both and for a whole stream. A tensor where
+    a tracer, who sees no values, follows the call."""
 
-    centre: float = 0.0
+    centre: float | Tensor = 0.0
 
 
 class XPos(Rotary):
@@ -33,7 +34,8 @@ class XPos(Rotary):
 
     Range: the largest factor is exp(1.25 |i - c|/512) with the default scale_base, and masked scores are as large as
     its square. A call raises ValueError past about 5,600 tokens in float16, 34,000 in bfloat16 and float32, 280,000 in
-    float64 (centred); a larger scale_base moves that limit. Norms are not preserved. No parameters.
+    float64 (centred), unless it is compiled, when nobody looks; a larger scale_base moves that limit. Norms are not
+    preserved. No parameters.
     Source: Sun et al. 2022, "A Length-Extrapolatable Transformer", section 3.2. The released code centres on
     ceil(length/2), and so does `make_codes` for positions that start at 0.
     """
@@ -64,6 +66,10 @@ class XPos(Rotary):
         values = [pos.values for pos in (q_pos, k_pos) if isinstance(pos, Position) and len(pos)]
         if not values:
             return XPosCodes()
+        if is_traced():
+            low, high = (torch.stack([f(v.double()) for v in values]) for f in (torch.amin, torch.amax))
+            start, end = low.amin().floor(), high.amax().floor()
+            return XPosCodes(start + ((end - start + 2) / 2).floor())
         first = math.floor(min(float(v.amin()) for v in values))
         last = math.floor(max(float(v.amax()) for v in values))
         return XPosCodes(float(first + (last - first + 2) // 2))
@@ -84,7 +90,7 @@ class XPos(Rotary):
         return torch.exp(side * steps.unsqueeze(-1) * self.log_zeta.to(steps.device))
 
     def _check_range(self, steps: Tensor, dtype: torch.dtype) -> None:
-        if not steps.numel():
+        if not steps.numel() or is_traced():
             return
         rate = -float(self.log_zeta[0])
         wide = torch.finfo(dtype).max if dtype == torch.float64 else torch.finfo(torch.float32).max
