@@ -63,7 +63,7 @@ class XPos(Rotary):
     def make_codes(self, q_pos: Positions, k_pos: Positions, generator: torch.Generator | None = None) -> XPosCodes:
         """The centre first + ceil(count / 2) of all positions first..first + count - 1 that occur."""
         self.check_positions(q_pos, k_pos)
-        values = [pos.values for pos in (q_pos, k_pos) if isinstance(pos, Position) and len(pos)]
+        values = [pos.values for pos in (q_pos, k_pos) if isinstance(pos, Position) and pos.values.numel()]
         if not values:
             return XPosCodes()
         if is_traced():
