@@ -90,7 +90,8 @@ def intensity(process: NeuralProcess, plan: Protocol, row: int, path: Path) -> P
         if few:
             axes.plot(grid, rates[:, mark], color=colour, linewidth=1.3, label=names[mark])
         seen = inside[one.kinds[(one.times > low) & (one.times < high)] == mark]
-        axes.plot(seen, np.zeros(len(seen)), "|", color=colour, markersize=12, clip_on=False)
+        if len(seen):  # an empty line that is not clipped would count as one at the edge of the figure
+            axes.plot(seen, np.zeros(len(seen)), "|", color=colour, markersize=12, clip_on=False)
     if not few:
         axes.plot(grid, rates.sum(-1), color=COLOURS[0], linewidth=1.3, label="all marks")
     axes.set_xlim(low, high)
