@@ -265,4 +265,4 @@ def _size_panel(axes: Axes, found: Found) -> None:
     axes.set_xticks(sorted(next(iter(found.rows.values())).accuracy))
     axes.set_xlabel("side of the picture (pixels)")
     axes.set_title(named(found), fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8, handlelength=3.2)
