@@ -12,12 +12,13 @@ from relpos.encodings.registry import encoding, names, register
 from relpos.kernels.toeplitz import toeplitz_matmul
 from relpos.mixers.context_parallel import context_parallel_attention
 from relpos.mixers.functional import attention, explain
-from relpos.mixers.gating import SGU, PoSGU, window_mix
+from relpos.mixers.gating import SGU, PoSGU
 from relpos.mixers.kernel_stream import KernelStream
 from relpos.mixers.linear import linear_attention
 from relpos.mixers.pointwise import pointwise_attention
 from relpos.mixers.self_attention import SelfAttention
 from relpos.mixers.stream import Stream
+from relpos.mixers.window_mix import window_mix
 
 __version__ = "0.1.0"
 

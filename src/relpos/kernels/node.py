@@ -216,8 +216,24 @@ def mapped(function: Any, size: int, in_dims: Dims, args: tuple[Any, ...]) -> tu
     return stacked, (0,) * len(stacked)
 
 
-ONCE = 'the gradient of this kernel is differentiated again, which it does not support; kernel="dense" does'
 FORWARD = 'this kernel has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); kernel="dense" has every one'
+TWICE = 'the gradient of this kernel is differentiated again, which it does not support; kernel="dense" does'
+
+
+class Last(torch.autograd.Function):
+    """The gradient of a node for torch.func, which has none of its own. A subclass gives forward and vmap."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(TWICE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(TWICE)
 
 
 class _Node(torch.autograd.Function):
@@ -247,7 +263,7 @@ class _Node(torch.autograd.Function):
         raise NotImplementedError(FORWARD)
 
 
-class _NodeBackward(torch.autograd.Function):
+class _NodeBackward(Last):
     @staticmethod
     def forward(rest: tuple[Any, ...], *tensors: Tensor) -> Results:
         (kind, *more), wanted, count = rest
@@ -255,17 +271,5 @@ class _NodeBackward(torch.autograd.Function):
         return tuple(_backward(kind, grads, [True] * count, list(wanted), inputs, *more))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(ONCE)
-
-    @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
         return mapped(_NodeBackward, info.batch_size, in_dims, args)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(ONCE)

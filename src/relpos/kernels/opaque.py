@@ -18,11 +18,9 @@ from torch import Tensor
 from relpos.kernels import operators
 from relpos.kernels.call import Call, Refusal, computing
 from relpos.kernels.mask import Mask
-from relpos.kernels.node import Dims, mapped
+from relpos.kernels.node import FORWARD, Dims, Last, mapped
 from relpos.kernels.operators import NONE
 from relpos.positions import is_exporting, is_traced
-
-TWICE = 'the gradient of this attention kernel is differentiated again, which it does not support; kernel="dense" does'
 
 
 def attend(call: Call, way: str = "tiled") -> Tensor:
@@ -93,13 +91,10 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(
-            'the tiled kernels have no forward-mode derivative (torch.func.jvp, jacfwd, hessian); kernel="dense" has '
-            "every derivative, in n_q x n_k memory"
-        )
+        raise NotImplementedError(FORWARD)
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(Last):
     @staticmethod
     def forward(
         grad: Tensor, out: Tensor, lse: Tensor, wanted: tuple[bool, ...], rest: Any, *tensors: Any
@@ -111,17 +106,5 @@ class _Backward(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(TWICE)
-
-    @staticmethod
     def vmap(info: Any, in_dims: Dims, *args: Any) -> tuple[Any, Any]:
         return mapped(_Backward, info.batch_size, in_dims, args)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(TWICE)
