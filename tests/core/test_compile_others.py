@@ -139,6 +139,20 @@ def test_toeplitz_matmul(method: str, causal: bool) -> None:
     assert len(graphs.seen) <= 2
 
 
+def test_no_tokens() -> None:
+    """As in eager, each of them: an empty result."""
+    q = torch.zeros(1, 2, 0, 8)
+    works: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = [
+        (Linear("t5", True).float(), (q, q, q)),
+        (lambda q: rp.pointwise_attention(q, q, q, causal=True), (q,)),
+        (lambda c, x: rp.toeplitz_matmul(c, x), (torch.zeros(2, 0), torch.zeros(2, 0, 3))),
+        (rp.PoSGU(8, (5, 4), "gqpe", groups=2), (torch.zeros(0, 20, 8),)),
+    ]
+    for work, inputs in works:
+        want = work(*inputs).shape
+        assert torch.compile(work, backend="aot_eager", fullgraph=True)(*inputs).shape == want and 0 in want
+
+
 def test_toeplitz_matmul_on_a_grid() -> None:
     def run(c: Tensor, x: Tensor) -> Tensor:
         return rp.toeplitz_matmul(c, x, grid=(9, 7))

@@ -90,7 +90,7 @@ def _product_of(given: Given) -> Product:
 
 def _shapes(given: Given) -> tuple[Tensor]:
     c, x = given.tensors["c"], given.tensors["x"]
-    n_q = x.shape[1] if given.words["sides"] else c.shape[1] + 1 - x.shape[1]
+    n_q = x.shape[1] if given.words["sides"] else _queries(c, x.shape[1])
     return (x.new_empty(x.shape[0], n_q, x.shape[2]),)
 
 
@@ -124,12 +124,16 @@ class Product:
         return self.x.new_ones(1, heads, self.n_q, 1), self.x.new_ones(1, heads, self.n_k, 1), Rows(None)
 
 
+def _queries(c: Tensor, n_k: int) -> int:
+    return c.shape[1] + 1 - n_k if c.shape[1] or n_k else 0
+
+
 def _product(c: Tensor, x: Tensor, sides: tuple[int, ...] | None, causal: bool) -> Product:
     if sides is not None:
         line = Line.of_grid(sides, x.device)
         return Product(c, x, x.shape[1], 0, causal, line=line)
     n_k = x.shape[1]
-    n_q = c.shape[1] + 1 - n_k if c.shape[1] or n_k else 0
+    n_q = _queries(c, n_k)
     return Product(c, x, n_q, n_k - n_q, causal)
 
 
