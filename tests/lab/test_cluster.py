@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ class Diary(Toy):
         return [tuple(map(int, line.split())) for line in (self.folder / "diary").read_text().splitlines()]
 
 
+class Unhurried(Toy):
+    """Trains long enough to be stopped."""
+
+    def batch(self, step: int, seed: int, size: int) -> Tensor:
+        time.sleep(0.01)
+        return super().batch(step, seed, size)
+
+
 def on_ray(plan: Any, save_every: float = 0.0) -> Crew:
     return Crew(2, (), save_every, Cluster.of(plan))
 
@@ -106,6 +115,34 @@ def test_a_comparison_survives_the_loss_of_a_worker_and_equals_a_local_one(ray_h
     assert [entry[1:] for entry in entries].count((1, 7)) == 1 + len(plan.encodings)
 
 
+@pytest.mark.slow(15)
+def test_checkpoints_that_arrive_late_overwrite_nothing(
+    ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = settings(encodings=("toy_slope",))
+    monkeypatch.setattr(cluster, "mailbox", late(cluster.mailbox()))
+    compare(Diary(tmp_path, dies_at=7), plan, tmp_path / "there", quiet(), crew=on_ray(plan))
+    monkeypatch.undo()
+    compare(Toy(), plan, tmp_path / "here", quiet())
+    same(tmp_path / "here", tmp_path / "there", plan)
+
+
+def late(plain: type) -> Callable[[], type]:
+    """A mailbox that gives what has come to it only when asked a second time."""
+
+    def mailbox() -> type:
+        class Late(plain):
+            held: tuple[Any, ...] = ()
+
+            def take(self) -> Any:
+                given, self.held = self.held, super().take()
+                return given
+
+        return Late
+
+    return mailbox
+
+
 @pytest.mark.slow(10)
 def test_ctrl_c_keeps_checkpoints_and_a_rerun_goes_on(
     ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,7 +158,7 @@ def test_ctrl_c_keeps_checkpoints_and_a_rerun_goes_on(
 
         patch.setattr(Board, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            compare(Toy(), plan, tmp_path / "there", quiet(), crew=on_ray(plan, 600.0))
+            compare(Unhurried(), plan, tmp_path / "there", quiet(), crew=on_ray(plan, 600.0))
     logs = [read_log(tmp_path / "there" / f"toy_slope-seed{seed}" / "metrics.jsonl") for seed in (0, 1)]
     assert any(0 < len(log) < 200 for log in logs)
     task = Diary(tmp_path)

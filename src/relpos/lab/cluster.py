@@ -115,6 +115,7 @@ class _Driver:
     finished: Finished
     running: dict[Any, Job] = field(default_factory=dict)  # by what Ray calls its result
     begun: dict[Path, int] = field(default_factory=dict)
+    open: dict[str, int] = field(default_factory=dict)  # the attempt at a job whose news counts, by its folder
 
     def __enter__(self) -> _Driver:
         import ray
@@ -140,7 +141,7 @@ class _Driver:
                 job = self.running.pop(reference)
                 with contextlib.suppress(ray.exceptions.RayError):
                     _kind, _record, files = ray.get(reference)
-                    store(job.folder, files)
+                    self.close(job, files)
         with contextlib.suppress(ray.exceptions.RayError):
             self.hear()
         ray.kill(self.mailbox)
@@ -165,16 +166,25 @@ class _Driver:
 
     def begin(self, job: Job) -> None:
         self.begun[job.folder] = self.begun.get(job.folder, 0) + 1
+        attempt = self.open[str(job.folder)] = self.begun[job.folder]
+        files, crew = collected(job.folder), self.crew
         reference = self.remote.remote(
-            self.given, job, collected(job.folder), self.mailbox, self.crew.modules, self.crew.save_every, versions()
+            self.given, job, attempt, files, self.mailbox, crew.modules, crew.save_every, versions()
         )
         self.running[reference] = job
+
+    def close(self, job: Job, files: Files) -> None:
+        """The files that a job ends with: what its attempts sent before may still be under way, and is out of date."""
+        self.open.pop(str(job.folder), None)
+        store(job.folder, files)
 
     def hear(self, by_folder: dict[str, Job] | None = None) -> None:
         """What the jobs have sent: progress for the board, checkpoints for the disk."""
         import ray
 
-        for folder, kind, what in ray.get(self.mailbox.take.remote()):
+        for folder, attempt, kind, what in ray.get(self.mailbox.take.remote()):
+            if self.open.get(folder) != attempt:
+                continue
             if kind == "files":
                 store(Path(folder), what)
             elif by_folder is not None:
@@ -192,7 +202,7 @@ class _Driver:
             return self.again(job, str(error).strip().splitlines()[0])
         if kind == "error":
             raise record
-        store(job.folder, files)
+        self.close(job, files)
         return self.again(job, "it was told to stop") if kind == "stopped" else record
 
     def again(self, job: Job, why: str) -> object:
@@ -214,12 +224,12 @@ def mailbox() -> type:
 
     class Mailbox:
         def __init__(self) -> None:
-            self.news: list[tuple[str, str, Any]] = []
+            self.news: list[tuple[str, int, str, Any]] = []
 
-        def put(self, folder: str, kind: str, what: Any) -> None:
-            self.news.append((folder, kind, what))
+        def put(self, folder: str, attempt: int, kind: str, what: Any) -> None:
+            self.news.append((folder, attempt, kind, what))
 
-        def take(self) -> list[tuple[str, str, Any]]:
+        def take(self) -> list[tuple[str, int, str, Any]]:
             taken, self.news = self.news, []
             return taken
 
@@ -253,6 +263,7 @@ def store(folder: Path, files: Files) -> None:
 def serve(
     given: tuple[Any, Settings],
     job: Job,
+    attempt: int,
     files: Files,
     mailbox: Any,
     modules: tuple[str, ...],
@@ -273,7 +284,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="relpos-") as scratch, threads(settings.threads):
         folder = Path(scratch) / job.folder.name
         store(folder, files)
-        tell = _teller(mailbox, str(job.folder), folder)
+        tell = _teller(mailbox, str(job.folder), attempt, folder)
         try:
             record = perform(task, settings, replace(job, folder=folder), save_every, tell)
             return "done", record, collected(folder)
@@ -295,17 +306,20 @@ def _found_here() -> Iterator[None]:
         sys.path.remove("")
 
 
-def _teller(mailbox: Any, name: str, folder: Path) -> Callable[[float, float, str], None]:
-    """Sends progress now and then, and every new checkpoint with the log beside it."""
+def _teller(mailbox: Any, name: str, attempt: int, folder: Path) -> Callable[[float, float, str], None]:
+    """Sends progress now and then, and every new checkpoint with the log beside it: training waits until that is away,
+    so that what a lost machine had saved is not lost with it."""
+    import ray
+
     told, sent = [0.0], [_stamp(folder)]
 
     def tell(done: float, total: float, text: str = "") -> None:
         if (now := _stamp(folder)) != sent[0]:
             sent[0] = now
-            mailbox.put.remote(name, "files", collected(folder))
+            ray.get(mailbox.put.remote(name, attempt, "files", collected(folder)))
         if time.monotonic() - told[0] > NEWS_EVERY:
             told[0] = time.monotonic()
-            mailbox.put.remote(name, "progress", (done / total, text))
+            mailbox.put.remote(name, attempt, "progress", (done / total, text))
 
     return tell
 
