@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,6 @@ PLAN = Settings(
     "toy", ("toy_slope",), seeds=(0,), steps=STEPS, batch=4, rates=(0.01,), model={"dropout": 0.0},
     recipe={"average": 0.8, "parts": 1},
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def hears_ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal would have it: a shell starts background jobs with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def train(folder: Path, stop: int | None = None, **recipe: Any) -> nn.Module:

@@ -14,7 +14,8 @@ A kernel slices (c: number of a channel; rows: of its table)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -40,29 +41,31 @@ class Terms:
 
     def score(self, q: Tensor, k: Tensor, states: Slices, factor: float) -> Tensor:
         """(batch or 1, heads, t_q, t_k)"""
-        parts: list[Tensor] = []
+        total = _sum(self._scores(q, k, states, factor))
+        total = q.new_zeros(1, 1, 1, 1) if total is None else total
+        return total.expand(-1, q.shape[1], self.tile.t_q, self.tile.t_k)
+
+    def _scores(self, q: Tensor, k: Tensor, states: Slices, factor: float) -> Iterator[Tensor]:
         rows = self._rows_of_queries(q, states, factor)
         if rows:
-            parts += self._laid_out(rows, states)
+            yield from self._laid_out(rows, states)
         for group in self._grouped(self._sparse_of(self._numbered), lookup.NUMBERS):
             table = lookup.joint_table([self._padded(c, _row(states[f"{c}.bias"])) for c in group])
-            parts.append(lookup.spread(table, self._code(group)))
+            yield lookup.spread(table, self._code(group))
         for c, encoder in self._smooth_of(self._numbered):
             table = _row(states[f"{c}.bias"])
-            parts.append(encoder.spread(table, self._x(c), states.get(f"{c}.scales"), self._live(c)))
+            yield encoder.spread(table, self._x(c), states.get(f"{c}.scales"), self._live(c))
         for name, state in states.items():
             own, _, what = name.partition(".")
             if what == "vectors":
-                parts.append(q.to(state.dtype) @ state.mT)
+                yield q.to(state.dtype) @ state.mT
             elif what == "numbers":
-                parts.append(state)
+                yield state.clone()
             elif what == "q_turned":
-                parts.append(state @ states[f"{own}.k_turned"].mT)
+                yield state @ states[f"{own}.k_turned"].mT
         gate = self._gate(states)
         if gate is not None:
-            parts.append((gate - 1) * (q.to(gate.dtype) @ k.to(gate.dtype).mT * factor))
-        total = _sum(parts) if parts else q.new_zeros(1, 1, 1, 1)
-        return total.expand(-1, q.shape[1], self.tile.t_q, self.tile.t_k)
+            yield (gate - 1) * (q.to(gate.dtype) @ k.to(gate.dtype).mT * factor)
 
     def score_backward(self, grad: Tensor, q: Tensor, k: Tensor, states: Slices, factor: float) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -102,22 +105,25 @@ class Terms:
         if self._valued:
             sums = self._summed(self._valued, p, states)
             parts.append(torch.cat([sums[c] for c in self._valued], -1) @ states["values"].to(p.dtype))
-        return _sum(parts)
+        total = _sum(parts)
+        assert total is not None
+        return total
 
     def values_backward(self, grad: Tensor, p: Tensor, states: Slices) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        parts: list[Tensor] = []
+        parts: list[Iterable[Tensor]] = []
         if self._valued:
             sums, table = self._summed(self._valued, p, states), states["values"].to(grad.dtype)
             found["values"] = (torch.cat([sums[c] for c in self._valued], -1).mT @ grad).sum_to_size(table.shape)
             rows = self._split(grad @ table.mT, self._valued)
-            parts += self._laid_out(rows, states)
+            parts.append(self._laid_out(rows, states))
             found |= self._scales(rows, p, states)
-        for name, state in states.items():
-            if name.endswith(".added"):
-                parts.append(grad @ state.to(grad.dtype).mT)
-                found[name] = (p.mT @ grad).sum_to_size(state.shape)
-        return found | {"p": _sum(parts)}
+        added = {name: state for name, state in states.items() if name.endswith(".added")}
+        parts.append(grad @ state.to(grad.dtype).mT for state in added.values())
+        found |= {name: (p.mT @ grad).sum_to_size(state.shape) for name, state in added.items()}
+        total = _sum(chain.from_iterable(parts))
+        assert total is not None
+        return found | {"p": total}
 
     # ---- tables of each query, laid out over the pairs, and sums of pairs by their rows
 
@@ -132,19 +138,17 @@ class Terms:
         counts = [self.channels[c].encoder.rows for c in channels]
         return dict(zip(channels, torch.split(rows, counts, -1)))
 
-    def _laid_out(self, rows: dict[int, Tensor], states: Slices) -> list[Tensor]:
+    def _laid_out(self, rows: dict[int, Tensor], states: Slices) -> Iterator[Tensor]:
         """Terms (batch, heads, t_q, t_k) whose sum holds every pair's entries of all the tables."""
-        parts: list[Tensor] = []
         stepped, groups = self._ways(list(rows))
         if stepped:
             tables = [self._sparse(c).by_step(rows[c]) for c in stepped]
-            parts.append(steps.spread(tables, self._edges(stepped), self.tile.t_k))
+            yield steps.spread(tables, self._edges(stepped), self.tile.t_k)
         for group in groups:
             table = lookup.joint_table([self._padded(c, rows[c]) for c in group])
-            parts.append(lookup.spread(table, self._code(group)))
+            yield lookup.spread(table, self._code(group))
         for c, encoder in self._smooth_of(list(rows)):
-            parts.append(encoder.spread(rows[c], self._x(c), states.get(f"{c}.scales"), self._live(c)))
-        return parts
+            yield encoder.spread(rows[c], self._x(c), states.get(f"{c}.scales"), self._live(c))
 
     def _summed(self, channels: list[int], pairs: Tensor, states: Slices) -> dict[int, Tensor]:
         """The transpose of `_laid_out`: pairs (batch, heads, t_q, t_k) to (batch, heads, t_q, rows) a channel."""
@@ -298,12 +302,17 @@ def _row(numbers: Tensor) -> Tensor:
     return numbers.unsqueeze(1).unsqueeze(0)
 
 
-def _sum(parts: list[Tensor]) -> Tensor:
-    """What is added up may be a view of a state; the sums of it are nobody else's and take further parts in place."""
-    total = parts[0]
-    for count, part in enumerate(parts[1:]):
-        fits = torch.broadcast_shapes(total.shape, part.shape) == total.shape  # type: ignore[no-untyped-call]
-        total = total.add_(part) if count and fits else total + part
+def _sum(parts: Iterable[Tensor]) -> Tensor | None:
+    """Of tensors that nobody else holds, each as large as a tile: made one at a time and added up in the first that is
+    large enough. None of none."""
+    total: Tensor | None = None
+    for part in parts:
+        if total is None:
+            total = part
+        elif torch.broadcast_shapes(total.shape, part.shape) == total.shape:  # type: ignore[no-untyped-call]
+            total = total.add_(part)
+        else:
+            total = total + part
     return total
 
 
