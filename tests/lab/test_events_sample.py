@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from relpos.lab import horizons
 from relpos.tasks import data
 from relpos.tasks.events.point import PointProcess
 from tests.lab import console
@@ -67,6 +68,27 @@ def test_draws_are_written_as_sequences_and_judged(run: Path, tmp_path: Path) ->
     assert (tmp_path / "same.jsonl").read_bytes() == target.read_bytes()
     relpos("events", "sample", model, "--draws", 2, "--horizon", 30, "--seed", 1, "-o", tmp_path / "other.jsonl")
     assert (tmp_path / "other.jsonl").read_bytes() != target.read_bytes()
+
+
+@pytest.mark.slow(3)
+def test_horizons_of_all_networks_and_processes_are_one_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("events", "horizons", run, "--draws", 2, "--horizon", 30, "--markdown", tmp_path / "page.md")
+    relpos(*words)
+    page = (tmp_path / "page.md").read_text()
+    for row in ("nope |", "relative_channels[head=intensity] |", "*homogeneous Poisson* (baseline) |", "*Hawkes of"):
+        assert f"| {row}" in page, row
+    assert "OTD: of the networks" in page and "2 horizons one after the other" in page and "renewal" not in page
+    assert page.count(" ± ") == 0  # one seed
+    monkeypatch.setattr(horizons, "build", lambda *_: horizons.PointNetwork.__new__(horizons.PointNetwork))
+    relpos(*words)  # what is there is not judged again
+    assert (tmp_path / "page.md").read_text() == page
+    monkeypatch.undo()
+    relpos(*words[:4], 1, *words[5:])
+    assert (tmp_path / "page.md").read_text() != page
+    said = relpos("events", "horizons", run, "--horizon", 500, status=2)
+    assert "shorter than the horizon of 500" in said
 
 
 def test_what_cannot_be_drawn_is_said_in_a_line(run: Path, tmp_path: Path) -> None:

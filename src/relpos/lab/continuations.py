@@ -20,8 +20,9 @@ from relpos.lab.progress import Reporter
 from relpos.lab.run import Run
 from relpos.lab.train import CHECKPOINT, build
 from relpos.tasks import get
-from relpos.tasks.events import forecasts, point_pictures
+from relpos.tasks.events import anchors, forecasts, point_pictures
 from relpos.tasks.events.neural import Draw, NeuralProcess, PointNetwork
+from relpos.tasks.events.processes import Poisson
 from relpos.tasks.events.sequences import Sequences
 
 
@@ -122,7 +123,9 @@ def _judge(network: PointNetwork, task: Any, horizon: float, wish: Wish, reporte
     rows = {
         "network": forecasts.judged(found, horizon, unit),
         "Poisson, one a sequence": forecasts.judged(
-            forecasts.poisson_draws(plan, horizon, wish.draws, wish.seed), horizon, unit
+            forecasts.process_draws(anchors.each(Poisson.fit, plan.train), plan, horizon, wish.draws, wish.seed),
+            horizon,
+            unit,
         ),
     }
     reporter.say(

@@ -48,8 +48,8 @@ MODELS = "poisson, periodic, renewal, hawkes (of marks), hawkes-periodic (on the
 
 def register(app: typer.Typer, command: Callable[..., Any]) -> None:
     """Hangs the commands below ``app``; command is the decorator that turns expected failures into one line."""
-    for name, body in (("simulate", simulate), ("fit", fit), ("diagnose", diagnose), ("sample", sample)):
-        command(events, name=name)(body)
+    for body in (simulate, fit, diagnose, sample, horizons):
+        command(events, name=body.__name__)(body)
     app.add_typer(events, name="events")
 
 
@@ -149,3 +149,24 @@ def sample(
     from relpos.lab.continuations import Wish, sample_file
 
     sample_file(run, encoding, model_seed, Wish(draws, horizon, seed, png, judge), output, Reporter())
+
+
+def horizons(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of `relpos compare events`.")],
+    draws: Annotated[int, typer.Option(min=1, help="Independent draws of each sequence and horizon.")] = 3,
+    horizon: Annotated[
+        float | None, typer.Option(min=0, help="How far to go on, in the data's unit; a week, or twenty median gaps.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    markdown: Annotated[Path | None, typer.Option(help="Page to write; default horizons.md in the run.")] = None,
+) -> None:
+    """Score what every finished network of a run draws ahead, over the whole test, by OTD and T-mAP.
+
+    Beside it, the same of classical processes, which go on from the same events. What is judged already is kept in the
+    run: the same command goes on where it was stopped.
+
+    Example: [bold]relpos events horizons runs/events[/bold]
+    """
+    from relpos.lab.horizons import judge_run
+
+    judge_run(run, draws, horizon, seed, markdown, Reporter())

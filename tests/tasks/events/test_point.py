@@ -168,7 +168,9 @@ def test_horizons_are_judged_beside_a_poisson_process(task: PointProcess) -> Non
     assert sum(len(real.times) for real, _ in found) <= late.sum()
     scores = forecasts.judged(found, 5.0, task.scales.unit)
     assert 0 < scores["OTD"] <= 2 * forecasts.FIRST and 0 <= scores["T-mAP"] <= 1
-    flat = forecasts.judged(forecasts.poisson_draws(plan, 5.0, 2, 0), 5.0, task.scales.unit)
+    flat = forecasts.judged(
+        forecasts.process_draws(anchors.each(Poisson.fit, plan.train), plan, 5.0, 2, 0), 5.0, task.scales.unit
+    )
     assert set(flat) == set(scores)
     with pytest.raises(ValueError, match="shorter than the horizon"):
         forecasts.starts(plan, 17.0)

@@ -278,6 +278,40 @@ def test_what_is_fitted_to_simulated_events_simulates_alike() -> None:
     assert ks_exponential(rescaled(found, second)).p > 0.01
 
 
+@pytest.mark.parametrize("method", ["thinning", "inversion"])
+def test_a_history_goes_on_raising_the_rates(method: str) -> None:
+    process = Hawkes([0.2, 0.1], [[0.6, 0.1], [0.3, 0.2]], 0.5)
+    past = Sequences.of([np.array([1.0, 1.5, 4.0, 4.2, 4.9])], marks=[np.array([0, 1, 1, 0, 0])], window=(0.0, 5.0))
+    steps, firsts = [], []
+    for seed in range(400):
+        drawn = simulate(process, (5.0, 60.0), 1, seed, method, history=past)
+        both = Sequences.of(
+            [np.append(past.times, drawn.times)], marks=[np.append(past.kinds, drawn.kinds)], window=(0.0, 60.0)
+        )
+        gaps, _ = process.compensator_from(both, np.array([5.0]))
+        steps.append(gaps[len(past.times)].sum())
+        firsts.append((drawn.times[0], drawn.kinds[0], process.intensity(both)[len(past.times)]))
+    assert ks_exponential(np.array(steps)).p > 0.01
+    share = np.array([rates[0] / rates.sum() for _, _, rates in firsts])
+    kinds = np.array([kind for _, kind, _ in firsts])
+    assert abs((kinds == 0).mean() - share.mean()) < 3 * np.sqrt((share * (1 - share)).mean() / len(share))
+    without = [simulate(process, (5.0, 60.0), 1, seed, method).times[0] for seed in range(400)]
+    assert np.mean([time for time, _, _ in firsts]) < 5 + 0.8 * np.mean(np.array(without) - 5)
+
+
+def test_a_history_that_makes_no_sense_is_refused() -> None:
+    process, one = Hawkes([0.2], [[0.5]], 1.0), Sequences.of([np.array([1.0, 6.0])], window=(0.0, 7.0))
+    with pytest.raises(ValueError, match="come up to the start, 5"):
+        simulate(process, (5.0, 9.0), history=one)
+    with pytest.raises(ValueError, match="one sequence"):
+        simulate(process, (8.0, 9.0), history=Sequences.of([np.array([1.0])] * 2, window=(0.0, 7.0)))
+    with pytest.raises(ValueError, match="renewal process is drawn without a history"):
+        simulate(Renewal.fit(one, "lognormal"), (8.0, 9.0), method="inversion", history=one)
+    with pytest.raises(ValueError, match="mark 2 is unknown"):
+        marked = Sequences.of([[1.0, 6.0]], marks=[[0, 2]], window=(0.0, 7.0))
+        simulate(Hawkes([0.2, 0.1], np.eye(2) / 2, 1.0), (8.0, 9.0), history=marked)
+
+
 def test_a_horizon_without_an_event_has_none() -> None:
     """Nothing is put at its end."""
     quiet = simulate(Poisson([0.01]), (0.0, 1.0), count=300, seed=0)

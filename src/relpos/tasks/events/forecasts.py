@@ -11,7 +11,16 @@ from relpos.tasks.base import Progress
 from relpos.tasks.events.anchors import Protocol, TimeThenMark, shared, without_marks
 from relpos.tasks.events.metrics import Foretold, otd, t_map
 from relpos.tasks.events.neural import Draw, PointNetwork, Scales, continuations
-from relpos.tasks.events.processes import NextEvent, Poisson, Process, Renewal, gap_density, ks_uniform, simulate
+from relpos.tasks.events.processes import (
+    Hawkes,
+    NextEvent,
+    Poisson,
+    Process,
+    Renewal,
+    gap_density,
+    ks_uniform,
+    simulate,
+)
 from relpos.tasks.events.processes.base import previous
 from relpos.tasks.events.sequences import UNITS, Sequences
 
@@ -143,24 +152,43 @@ def over_horizons(
     return found
 
 
-def poisson_draws(plan: Protocol, horizon: float, count: int, seed: int) -> list[tuple[Sequences, list[Draw]]]:
-    """The same from a homogeneous Poisson process of each sequence: what a draw without a memory is worth."""
+def process_draws(
+    models: Sequence[Process], plan: Protocol, horizon: float, count: int, seed: int, progress: Progress | None = None
+) -> list[tuple[Sequences, list[Draw]]]:
+    """The same from a Poisson or Hawkes process of each sequence."""
     rng = np.random.default_rng(seed)
-    models = [Poisson.fit(one) for one in plan.train]
     found = []
-    for begin in starts(plan, horizon):
+    begins = starts(plan, horizon)
+    for number, begin in enumerate(begins):
+        past = list(plan.sequences.until(begin))
         draws = []
         for _ in range(count):
-            parts = [simulate(model, (at, at + horizon), 1, rng) for model, at in zip(models, begin)]
-            marks = [each.kinds for each in parts]
+            parts = [
+                simulate(model, (at, at + horizon), 1, rng, history=own) for model, own, at in zip(models, past, begin)
+            ]
             whole = Sequences.of(
-                [each.times for each in parts], marks=marks, window=(begin, begin + horizon),
+                [each.times for each in parts], marks=[each.kinds for each in parts], window=(begin, begin + horizon),
                 mark_count=plan.sequences.mark_count, unit=plan.sequences.unit,
             )  # fmt: skip
-            shares = [np.log(np.maximum(model.rates / model.rates.sum(), 1e-12)) for model in models]
-            draws.append(Draw(whole, np.array(shares)[whole.rows]))
+            draws.append(Draw(whole, np.concatenate([_log_shares(*each) for each in zip(models, past, parts)])))
         found.append((window_after(plan.sequences, begin, horizon), draws))
+        if progress is not None:
+            progress(number + 1, len(begins), "drawing")
     return found
+
+
+def _log_shares(model: Process, past: Sequences, drawn: Sequences) -> np.ndarray:
+    """(events, marks) log probability of each mark of the drawn events of one sequence, just before they came."""
+    if isinstance(model, Hawkes):
+        both = Sequences.of(
+            [np.concatenate([past.times, drawn.times])], marks=[np.concatenate([past.kinds, drawn.kinds])],
+            window=(past.start, drawn.end), mark_count=model.marks,
+        )  # fmt: skip
+        rates = model.intensity(both)[len(past.times) :]
+    else:
+        assert isinstance(model, Poisson)
+        rates = model.at(drawn.times)
+    return np.log(np.maximum(rates / rates.sum(-1, keepdims=True), 1e-12))
 
 
 def judged(found: Sequence[tuple[Sequences, Sequence[Draw]]], horizon: float, unit: float) -> dict[str, float]:

@@ -24,13 +24,17 @@ def simulate(
     seed: int | np.random.Generator = 0,
     method: str = "thinning",
     unit: str = "",
+    history: Sequences | None = None,
 ) -> Sequences:
-    """``count`` independent windows (start, end] of the process, from no history. One seed gives the same events.
+    """``count`` independent windows (start, end] of the process. One seed gives the same events.
+
+    history: one sequence of events up to the start, which go on raising the rates of a Hawkes process; default: none.
 
     Thinning proposes events at a constant rate that bounds the intensity from the last proposal on (what events raised
     only decays, and a background is bounded by its largest rate), and keeps them with probability intensity / bound.
     Inversion solves compensator = exponential draw for the time of the next event. Both are exact. ValueError for an
-    unknown method, an explosive process, and thinning of a renewal process, whose hazard may have no bound.
+    unknown method, an explosive process, thinning of a renewal process, whose hazard may have no bound, a history of
+    one, and a history that is not one sequence or has events after the start.
     """
     start, end = map(float, window)
     if not (math.isfinite(start) and math.isfinite(end) and start <= end):
@@ -41,8 +45,9 @@ def simulate(
         raise ValueError(f"the spectral radius of alpha is {process.radius:.3f}: such a process explodes")
     if isinstance(process, Renewal) and method == "thinning":
         raise ValueError("a renewal process is drawn by method='inversion': its hazard may have no bound")
+    raised = _raised(process, start, history)
     rng = np.random.default_rng(seed)
-    drawn = [_draw(process, start, end, rng, method) for _ in range(count)]
+    drawn = [_draw(process, start, end, rng, method, raised) for _ in range(count)]
     marks = [kinds for _, kinds in drawn] if process.marks > 1 else None
     return Sequences.of(
         [times for times, _ in drawn], marks=marks, window=(start, end), unit=unit,
@@ -53,7 +58,25 @@ def simulate(
 Drawn = tuple[np.ndarray, np.ndarray]
 
 
-def _draw(process: Process, start: float, end: float, rng: np.random.Generator, method: str) -> Drawn:
+def _raised(process: Process, start: float, history: Sequences | None) -> np.ndarray:
+    """(marks,) what the history adds to each intensity at the start."""
+    none = np.zeros(process.marks)
+    if history is None:
+        return none
+    if len(history) != 1 or (len(history.times) and history.times[-1] > start):
+        raise ValueError(f"a history is one sequence whose events come up to the start, {start:g}; got {history}")
+    if isinstance(process, Renewal):
+        raise ValueError("a renewal process is drawn without a history")
+    history.require_marks(process.marks)
+    if not isinstance(process, Hawkes):
+        return none
+    left = np.exp(-process.beta * (start - history.times))
+    return process.beta * process.alpha @ np.bincount(history.kinds, left, process.marks)
+
+
+def _draw(
+    process: Process, start: float, end: float, rng: np.random.Generator, method: str, raised: np.ndarray
+) -> Drawn:
     if isinstance(process, Renewal):
         return _renewal(process, start, end, rng)
     if isinstance(process, Poisson):
@@ -61,7 +84,7 @@ def _draw(process: Process, start: float, end: float, rng: np.random.Generator, 
         process = Hawkes(np.ones(process.marks), np.zeros((process.marks, process.marks)), 1.0, process)
     if not isinstance(process, Hawkes):
         raise TypeError(f"no way to simulate a {type(process).__name__}")
-    return (_thinned if method == "thinning" else _inverted)(process, start, end, rng)
+    return (_thinned if method == "thinning" else _inverted)(process, start, end, rng, raised.copy())
 
 
 def _renewal(process: Renewal, start: float, end: float, rng: np.random.Generator) -> Drawn:
@@ -92,13 +115,13 @@ class _Numbers:
         return float(self.waits[self.left]), float(self.units[self.left])
 
 
-def _thinned(process: Hawkes, start: float, end: float, rng: np.random.Generator) -> Drawn:
+def _thinned(process: Hawkes, start: float, end: float, rng: np.random.Generator, raised: np.ndarray) -> Drawn:
+    """raised (marks,): what past events add to each intensity."""
     numbers = _Numbers(rng)
     raise_by = process.beta * process.alpha
     constant = type(process.background) is Poisson
     ceiling = process.mu * process.background.bound()
     top = float(ceiling.sum())
-    raised = np.zeros(process.marks)  # what past events add to each intensity
     times: list[float] = []
     kinds: list[int] = []
     now = start
@@ -122,9 +145,9 @@ def _thinned(process: Hawkes, start: float, end: float, rng: np.random.Generator
             raise ValueError(f"more than {MOST:,} events in the window")
 
 
-def _inverted(process: Hawkes, start: float, end: float, rng: np.random.Generator) -> Drawn:
+def _inverted(process: Hawkes, start: float, end: float, rng: np.random.Generator, raised: np.ndarray) -> Drawn:
     numbers = _Numbers(rng)
-    raised, raise_by = np.zeros(process.marks), process.beta * process.alpha
+    raise_by = process.beta * process.alpha
     times: list[float] = []
     kinds: list[int] = []
     now = start
