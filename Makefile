@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test results bench docs format clean help
+.PHONY: demo test newest results bench docs format clean help
 .DEFAULT_GOAL := help
 
 demo: $(READY) ## train one small network per encoding on Bach chorales; writes runs/<name>/report.html
@@ -23,6 +23,12 @@ test: $(READY) ## lint, format, types, import floors, all tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n $(WORKERS) $(PYTEST_FLAGS)
+
+newest: export OMP_NUM_THREADS := 1
+newest: ## all tests with the newest release of everything, timm and torchvision among it (.venv-newest, 7 GB)
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -e '.[all,vision]'
+	.venv-newest/bin/pytest -n $(WORKERS) $(PYTEST_FLAGS)
 
 results: $(READY) ## the longer comparison behind docs/results/chorales.md
 	$(BIN)/relpos compare chorales --preset results --markdown docs/results/chorales.md
@@ -39,7 +45,7 @@ format: $(READY) ## put the code into the house style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and all caches; runs/ stays
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-newest build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

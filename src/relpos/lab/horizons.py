@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ def judge_run(
 
 
 def _kept(file: Path, wish: Wish, make: Callable[[], Any]) -> Any:
-    """What is in the file, where it answers the same wish; else it is made, and kept there."""
-    if file.exists() and (held := read_json(file)).get("wish") == asdict(wish):
-        return held["scores"]
-    made = make()
-    write_json(file, {"wish": asdict(wish), "scores": made})
-    return made
+    """What the file holds for this wish; where it has none, that is made, and kept there beside that of others."""
+    held = read_json(file) if file.exists() else {}
+    name = f"{wish.draws} draws, horizon {wish.horizon:g}, seed {wish.seed}"
+    if name not in held:
+        write_json(file, {**held, name: make()})
+    return read_json(file)[name]
 
 
 def _network(run: Run, task: Any, wish: Wish, encoding: str, seed: int, title: str, reporter: Reporter) -> Scores:
