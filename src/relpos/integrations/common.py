@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from relpos.encodings.base import Absolute, Encoding
+from relpos.encodings.base import Absolute, Bias, Encoding
 from relpos.encodings.registry import fitted
 
 Minor = tuple[int, int]
@@ -17,6 +17,33 @@ Given = str | Encoding | Callable[[], Encoding]
 
 KEPT = "_relpos_undo"
 """The attribute of a changed model that holds its `Undo`."""
+
+
+class Lent(Bias):
+    """Mixin, left of a bias with a table: the table stays a parameter of the module that lends it, `owner`.
+
+    A subclass says where it is there, and calls `borrow` in place of the constructor of the bias, which would draw one.
+    """
+
+    owner: tuple[Any]  # in a tuple: a submodule would appear in the model's state
+
+    def borrow(self, owner: nn.Module) -> None:
+        Encoding.__init__(self)
+        self.owner = (owner,)
+        self._parameters["table"] = None  # another one takes this place for a while, in `torch.func.functional_call`
+
+    def lent(self) -> Tensor:
+        """The table, as the bias would hold it."""
+        raise NotImplementedError
+
+    @property
+    def table(self) -> Tensor:
+        own = self._parameters["table"]
+        return self.lent() if own is None else own
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The lent table is what gradients are to reach."""
+        yield "table", self.table  # type: ignore[misc]
 
 
 def check_version(package: str, extra: str, tested: tuple[Minor, Minor], untested: bool = False) -> None:

@@ -105,6 +105,7 @@ def accelerate(model: nn.Module, *, untested: bool = False) -> Report:
         if isinstance(part, SwinTransformerBlock) and type(part.attn) is WindowAttention:
             undo.set(part, "dynamic_mask", True)  # asks for the mask instead of reading a buffer
             undo.method(part, "get_attn_mask", _regions)
+            undo.set(part.attn, "_relpos_rule", (Borrowed(part.attn, part.attn.window_size),))
             undo.method(part.attn, "forward", _window)
             changes.append(
                 Change(name, True, "table of a window's lags in the exact kernel, no masks of cells x cells")
@@ -199,8 +200,8 @@ def _regions(self: Any, x: Tensor | None = None, **_: Any) -> Tensor | None:
 
 def _window(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    encoding = Borrowed(self.relative_position_bias_table, 0)
-    encoding.window = tuple(self.window_size)
+    (encoding,) = self._relpos_rule
+    encoding.window = tuple(self.window_size)  # `set_input_size` may have changed it
     cells = Grid.of(*self.window_size, device=x.device)
     segments = None if mask is None else mask.repeat(len(x) // len(mask), 1)
     dropout = self.attn_drop.p if self.training else 0.0

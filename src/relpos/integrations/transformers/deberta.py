@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from relpos.encodings.content.deberta import DeBERTa
-from relpos.integrations.transformers.interface import Lag, Visible, attend
-from relpos.integrations.transformers.patch import Undo
+from relpos.integrations.transformers.interface import Lag, Visible, attend, hiding
+from relpos.integrations.transformers.patch import Undo, given
 
 CLASSES = ("DisentangledSelfAttention",)
 ENCODERS = ("DebertaV2Encoder",)
@@ -21,20 +21,13 @@ class Projected(DeBERTa):
         super().__init__(heads, dim, span, max_lag, terms)
         del self.keys, self.queries
 
-    def given(self, keys: Tensor | None, queries: Tensor | None) -> Projected:
-        """A view of this encoding with these tables (heads, 2 span, dim)."""
-        other = Projected.__new__(Projected)
-        nn.Module.__init__(other)
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
-        other.keys, other.queries = keys, queries  # type: ignore[assignment]
-        return other
-
 
 def patch(module: nn.Module, undo: Undo) -> str:
     if type(module).__name__ in ENCODERS:
         undo.method(module, "get_attention_mask", _mask)
         undo.method(module, "get_rel_pos", _no_lags)
         return "no matrices of lags and masks"
+    undo.set(module, "_relpos_rule", (_rule(module),))
     undo.method(module, "forward", _forward)
     return "disentangled attention in the exact kernel"
 
@@ -46,6 +39,13 @@ def unfit(module: Any) -> str | None:
     if not set(module.pos_att_type) & {"c2p", "p2c"}:
         return "it has none of the terms c2p and p2c"
     return None
+
+
+def _rule(module: Any) -> Projected:
+    """Made once: a compiled program knows an encoding by its number, and none that it makes itself has one."""
+    terms = tuple(term for term in ("c2p", "p2c") if term in module.pos_att_type)
+    max_lag = module.max_relative_positions if module.position_buckets > 0 else None
+    return Projected(module.num_attention_heads, module.attention_head_size, module.pos_ebd_size, max_lag, terms)
 
 
 def _mask(self: Any, attention_mask: Tensor) -> Tensor:
@@ -64,21 +64,19 @@ def _forward(
 ) -> tuple[Tensor, None]:  # fmt: skip
     if output_attentions:
         raise ValueError("relpos makes no matrix of weights: output_attentions=True is not possible; restore(model)")
-    heads, span = self.num_attention_heads, self.pos_ebd_size
+    (rule,), heads = self._relpos_rule, self.num_attention_heads
     asked = hidden_states if query_states is None else query_states
     q, k, v = (
         layer(x).unflatten(-1, (heads, -1)).transpose(1, 2)
         for layer, x in ((self.query_proj, asked), (self.key_proj, hidden_states), (self.value_proj, hidden_states))
     )
-    table = self.pos_dropout(rel_embeddings)[: 2 * span]
-    terms = tuple(term for term in ("c2p", "p2c") if term in self.pos_att_type)
-    max_lag = self.max_relative_positions if self.position_buckets > 0 else None
+    table = self.pos_dropout(rel_embeddings)[: 2 * rule.span]
     rows = {}
     for term, shared, own in (("c2p", "key_proj", "pos_key_proj"), ("p2c", "query_proj", "pos_query_proj")):
-        layer = getattr(self, shared if self.share_att_key else own) if term in terms else None
+        layer = getattr(self, shared if self.share_att_key else own) if term in rule.terms else None
         rows[term] = None if layer is None else layer(table).unflatten(-1, (heads, -1)).transpose(0, 1)
-    encoding = Projected(heads, q.shape[-1], span, max_lag, terms).given(rows["c2p"], rows["p2c"])
-    seen = Visible(0, None if bool(attention_mask.all()) else attention_mask.bool(), causal=False)
-    scale = encoding.score_scale(q.shape[-1])
-    out = attend(q, k, v, seen, Lag(encoding), scale, self.dropout.p if self.training else 0.0)
+    seen = Visible(0, hiding(attention_mask), causal=False)
+    with given(rule, keys=rows["c2p"], queries=rows["p2c"]) as encoding:
+        scale = encoding.score_scale(q.shape[-1])
+        out = attend(q, k, v, seen, Lag(encoding), scale, self.dropout.p if self.training else 0.0)
     return out.flatten(2), None

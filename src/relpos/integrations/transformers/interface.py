@@ -7,8 +7,8 @@ numbers and one row a sequence, in place of a tensor of queries x keys.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from relpos.encodings.base import Encoding
 from relpos.mixers.functional import Window, attention
-from relpos.positions import Index
+from relpos.positions import Index, is_traced
 
 NAME = "relpos"
 
@@ -73,43 +73,71 @@ def mask(
     """A `Visible` of what transformers asks a mask for. NotImplementedError for rules that it has no place for."""
     if isinstance(attention_mask, Visible):
         return attention_mask
-    found = _read(mask_function)
+    key_mask = None
     if attention_mask is not None:
         missing = kv_length + kv_offset - attention_mask.shape[-1]
         padded = nn.functional.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask
-        padded = padded[:, kv_offset : kv_offset + kv_length]
-        # A mask that hides nothing costs nothing; to look is one synchronisation a forward pass.
-        found = replace(found, key_mask=None if bool(padded.all()) else padded)
-    return replace(found, start=q_offset - kv_offset)
+        key_mask = hiding(padded[:, kv_offset : kv_offset + kv_length])
+    causal, window, packed = _read(mask_function)
+    segments = _packed(mask_function) if packed else None
+    return Visible(q_offset - kv_offset, key_mask, causal, window, segments)
 
 
-def _read(rule: Callable[..., Any] | None) -> Visible:
-    """The rule of transformers' masking_utils, read by the name of the function that made it."""
-    name = getattr(rule, "__qualname__", "causal_mask_function").removesuffix(".<locals>.inner_mask")
-    inner = inspect.getclosurevars(rule).nonlocals if callable(rule) else {}
+def hiding(key_mask: Tensor) -> Tensor | None:
+    """The mask as bool, None where it hides nothing, which costs nothing then: to look is one synchronisation a forward
+    pass, and a compiled program does not look."""
+    if not is_traced() and bool(key_mask.all()):
+        return None
+    return key_mask.bool()
+
+
+Rule = Callable[..., Any]
+INSIDE = ".<locals>.inner_mask"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _read(rule: Rule | None) -> tuple[bool, Window | None, bool]:
+    """A rule of transformers' masking_utils, known by the name of the function that made it: causal, window, and
+    whether there are documents that do not see each other."""
+    name = getattr(rule, "__qualname__", "causal_mask_function").removesuffix(INSIDE)
+    inner = _inner(rule)
     if name == "causal_mask_function":
-        return Visible(causal=True)
+        return True, None, False
     if name == "bidirectional_mask_function":
-        return Visible(causal=False)
+        return False, None, False
     if name == "sliding_window_overlay":
-        return Visible(causal=False, window=(int(inner["sliding_window"]) - 1, None))
+        return False, (int(inner["sliding_window"]) - 1, None), False
     if name == "sliding_window_bidirectional_overlay":
         width = int(inner["sliding_window"])
-        return Visible(causal=False, window=(width, width))
+        return False, (width, width), False
     if name == "packed_sequence_mask_function":
-        return Visible(causal=False, segments=inner["packed_sequence_mask"])
+        return False, None, True
     if name == "remap_positions_for_packed_sequence":
-        return _read(inner["mask_function"])  # indices within a document, in the same order and at the same distances
+        read: tuple[bool, Window | None, bool] = _read(inner["mask_function"])
+        return read  # indices within a document, in the same order and at the same distances
     if name == "and_masks.<locals>.and_mask":
-        found = Visible(causal=False)
-        for part in map(_read, inner["mask_functions"]):
-            changed = {key: value for key, value in vars(part).items() if value is not None and value is not False}
-            found = replace(found, **{key: value for key, value in changed.items() if key != "start"})
-        return found
+        parts = [_read(part) for part in inner["mask_functions"]]
+        windows = [window for _, window, _ in parts if window is not None]
+        return any(part[0] for part in parts), windows[-1] if windows else None, any(part[2] for part in parts)
     raise NotImplementedError(
         f"relpos has no form for the attention mask {name!r} of transformers; "
         "restore(model) gives the model its own back"
     )
+
+
+def _packed(rule: Rule | None) -> Tensor:
+    """The numbers of documents, (batch, keys), that a rule holds."""
+    inner = _inner(rule)
+    if "packed_sequence_mask" in inner:
+        found: Tensor = inner["packed_sequence_mask"]
+        return found
+    parts = inner["mask_functions"] if "mask_functions" in inner else [inner["mask_function"]]
+    return _packed(next(part for part in parts if _read(part)[2]))
+
+
+def _inner(rule: Rule | None) -> Mapping[str, Any]:
+    """What a function holds of the one that made it."""
+    return inspect.getclosurevars(rule).nonlocals if callable(rule) else {}
 
 
 def forward(
@@ -166,8 +194,8 @@ def attend(
         key,
         value,
         encoding,
-        q_pos=Index(torch.arange(start, start + n_q, device=query.device)),
-        k_pos=Index(torch.arange(n_k, device=query.device)),
+        q_pos=Index.arange(n_q, start, query.device),
+        k_pos=Index.arange(n_k, device=query.device),
         causal=seen.causal,
         key_mask=seen.key_mask,
         segments=segments,

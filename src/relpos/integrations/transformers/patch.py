@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+
+from relpos.encodings.base import Encoding
+from relpos.positions import is_traced
+
+E = TypeVar("E", bound=Encoding)
 
 
 class _Missing:
@@ -45,3 +51,20 @@ class Undo:
         for module, name in self.added:
             delattr(module, name)
         self.added.clear()
+
+
+@contextmanager
+def given(rule: E, **tensors: Any) -> Iterator[E]:
+    """The encoding with tensors of this call: a view, for other threads may use the rule meanwhile. A program that is
+    being followed has one thread, cannot make a module, and calls an encoding's code by the number of the rule."""
+    if is_traced():
+        for name, value in tensors.items():
+            setattr(rule, name, value)
+        yield rule
+        for name in tensors:
+            setattr(rule, name, None)
+        return
+    view: E = type(rule).__new__(type(rule))
+    nn.Module.__init__(view)
+    view.__dict__.update({name: value for name, value in vars(rule).items() if not name.startswith("_")} | tensors)
+    yield view

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from relpos.encodings.bias.swin import SwinBias
+from relpos.integrations.common import Lent
 from relpos.integrations.transformers.patch import Undo
 from relpos.mixers.functional import attention
 from relpos.positions import Grid
@@ -17,19 +19,25 @@ CLASSES = ("SwinAttention",)
 ENCODERS = ("SwinLayer",)
 
 
-class Borrowed(SwinBias):
-    """Swin's rule over the table of a module of transformers, which stays the module's own parameter."""
+class Borrowed(Lent, SwinBias):  # type: ignore[misc]
+    """Swin's rule over the table of a module, of transformers or of timm."""
 
-    def __init__(self, table: Tensor, side: int) -> None:
-        nn.Module.__init__(self)
-        self.heads, self.window = table.shape[1], (side, side)
-        self.__dict__["table"] = table
+    def __init__(self, owner: nn.Module, window: Sequence[int]) -> None:
+        self.borrow(owner)
+        self.window = (int(window[0]), int(window[1]))
+        self.heads = self.table.shape[1]
+
+    def lent(self) -> Tensor:
+        found: Tensor = self.owner[0].relative_position_bias_table
+        return found
 
 
 def patch(module: nn.Module, undo: Undo) -> str:
     if type(module).__name__ in ENCODERS:
         undo.method(module, "get_attn_mask", _regions)
         return "no masks of cells x cells"
+    own: Any = module.relative_position_bias
+    undo.set(module, "_relpos_rule", (Borrowed(own, own.window_size),))
     undo.method(module, "forward", _forward)
     return "table of a window's lags in the exact kernel"
 
@@ -59,14 +67,13 @@ def _forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = N
         layer(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         for layer in (self.q_proj, self.k_proj, self.v_proj)
     )
-    own = self.relative_position_bias
     cells = Grid.of(*[math.isqrt(q.shape[2])] * 2, device=q.device)
     segments = None if attention_mask is None else attention_mask.repeat(len(q) // len(attention_mask), 1)
     out = attention(
         q,
         k,
         v,
-        Borrowed(own.relative_position_bias_table, own.window_size[0]),
+        self._relpos_rule[0],
         q_pos=cells,
         k_pos=cells,
         segments=segments,

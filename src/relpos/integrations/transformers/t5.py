@@ -8,36 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.bias.t5 import T5Bias
+from relpos.integrations.common import Lent
 from relpos.integrations.transformers.interface import Lag
 from relpos.integrations.transformers.patch import Undo
 
 CLASSES = ("T5Attention", "MT5Attention", "UMT5Attention")
 
 
-class Borrowed(T5Bias):
-    """The rule and the table of a module of transformers. The table stays the module's own parameter.
-
-    Edges of the buckets are read off the module, whose logarithm is in float32.
-    """
+class Borrowed(Lent, T5Bias):  # type: ignore[misc]
+    """The rule and the table of a module of transformers. Edges of the buckets are read off the module, whose logarithm
+    is in float32."""
 
     def __init__(self, module: Any) -> None:
-        buckets, most = module.relative_attention_num_buckets, module.relative_attention_max_distance
-        causal = bool(module.is_decoder)
-        super().__init__(module.n_heads, buckets, most, causal=causal)
-        self.register_parameter("table", None)
-        self.owner = (module,)  # in a tuple: a submodule would appear in the model's state
-        side = buckets if causal else buckets // 2
+        self.borrow(module)
+        self.causal, self.heads = bool(module.is_decoder), module.n_heads
+        self.buckets, self.max_distance = module.relative_attention_num_buckets, module.relative_attention_max_distance
+        side = self.buckets if self.causal else self.buckets // 2
         named = {} if type(module).__name__ == "UMT5Attention" else {
-            "bidirectional": not causal, "num_buckets": buckets, "max_distance": most
+            "bidirectional": not self.causal, "num_buckets": self.buckets, "max_distance": self.max_distance
         }  # fmt: skip
-        numbers = module._relative_position_bucket(-torch.arange(4 * most + side), **named)
-        self.first = torch.searchsorted(numbers.contiguous(), torch.arange(1, side))
-        self.reach = int(self.first[-1])
+        numbers = module._relative_position_bucket(-torch.arange(4 * self.max_distance + side), **named)
+        first = torch.searchsorted(numbers.contiguous(), torch.arange(1, side))
+        self.register_buffer("first", first, persistent=False)
+        self.reach = int(first[-1])
 
-    def at(self, lag: Tensor) -> Tensor:
-        table: Tensor = self.owner[0].relative_attention_bias.weight
-        table = table if table.dtype.itemsize >= 4 else table.float()
-        return table.t()[:, self.buckets_of(lag)]
+    def lent(self) -> Tensor:
+        found: Tensor = self.owner[0].relative_attention_bias.weight
+        return found
 
 
 def patch(module: nn.Module, undo: Undo) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from relpos.encodings.base import Encoding, Transform
 from relpos.encodings.bias.alibi import ALiBi
 from relpos.encodings.bias.t5 import T5Bias
+from relpos.integrations.common import Lent
 from relpos.integrations.transformers.patch import Undo
 from relpos.integrations.transformers.replace import PART
 from relpos.mixers.functional import attention
@@ -37,12 +38,11 @@ UNFIT = {
 """Options of a layer whose results this library does not compute, by attribute."""
 
 
-class Buckets(T5Bias):
-    """The rule and the table of a RelativePositionBias, whose parameter the table stays; edges are read off it."""
+class Buckets(Lent, T5Bias):  # type: ignore[misc]
+    """The rule and the table of a RelativePositionBias, with its factor; edges are read off it."""
 
     def __init__(self, module: Any) -> None:
-        Encoding.__init__(self)  # T5Bias's own would draw a table
-        self.owner = (module,)  # in a tuple: a submodule would appear in the model's state
+        self.borrow(module)
         self.causal, self.buckets, self.max_distance = bool(module.causal), module.num_buckets, module.max_distance
         self.heads, side = module.relative_attention_bias.embedding_dim, self.buckets // (1 if self.causal else 2)
         back = -torch.arange(4 * self.max_distance + side, device=module.relative_attention_bias.weight.device)
@@ -51,11 +51,10 @@ class Buckets(T5Bias):
         self.reach = int(first[-1])
         self.register_buffer("first", first, persistent=False)
 
-    def at(self, lag: Tensor) -> Tensor:
+    def lent(self) -> Tensor:
         owner = self.owner[0]
         table: Tensor = owner.relative_attention_bias.weight
-        table = table if table.dtype.itemsize >= 4 else table.float()
-        return table.t()[:, self.buckets_of(lag)] * float(owner.scale)
+        return (table if table.dtype.itemsize >= 4 else table.float()) * float(owner.scale)
 
 
 def _borrowed(module: Any) -> Encoding:
