@@ -44,7 +44,7 @@ def twins(make: Any) -> tuple[Any, Any, list[int]]:
 
 def same(model: Any, other: Any, inputs: dict[str, Any], valid: torch.Tensor | None = None) -> None:
     found = differences(model, other, inputs, valid)
-    assert found[0] < 1e-5 and found[1] < 2e-6, found
+    assert found[0] < 1e-5 and found[1] < 5e-6, found  # sums in another order
 
 
 @pytest.mark.slow(6)

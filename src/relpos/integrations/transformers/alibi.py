@@ -22,18 +22,31 @@ def encoding_of(slopes: Tensor) -> ALiBi:
 
 
 def patch(module: nn.Module, undo: Undo) -> str:
-    if type(module).__name__ == "BloomAttention":
-        undo.method(module, "forward", _bloom)
-    else:
-        undo.method(module, "forward", _mpt)
+    bloom = type(module).__name__ == "BloomAttention"
+    undo.set(module, "_relpos_alibi", (encoding_of(_bloom_slopes(module) if bloom else _mpt_slopes(module)),))
+    undo.method(module, "forward", _bloom if bloom else _mpt)
     return "ALiBi in the exact kernel"
 
 
-def _lag(module: Any, slopes: Tensor, seen: Visible) -> Lag:
-    kept = module.__dict__.get("_relpos_alibi")
-    if kept is None or kept[0].slopes.device != slopes.device:
-        kept = module.__dict__["_relpos_alibi"] = (encoding_of(slopes),)
-    return Lag(kept[0], seen.start)
+def _bloom_slopes(module: Any) -> Tensor:
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    found: Tensor = _get_alibi_slopes(module.num_heads, None)
+    return found
+
+
+def _mpt_slopes(module: Any) -> Tensor:
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    bias: Tensor = build_mpt_alibi_tensor(module.n_heads, 2)[:, 0]  # a row a head that rises by its slope
+    return bias[:, 1] - bias[:, 0]
+
+
+def _lag(module: Any, seen: Visible, device: torch.device) -> Lag:
+    (encoding,) = module._relpos_alibi
+    if encoding.slopes.device != device:
+        encoding.slopes = encoding.slopes.to(device)
+    return Lag(encoding, seen.start)
 
 
 def _refuse(output_attentions: bool) -> None:
@@ -50,10 +63,8 @@ def _bloom(
     q, k, v = self._reshape(self.query_key_value(hidden_states))
     if layer_past is not None:
         k, v = layer_past.update(k, v, self.layer_idx)
-    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
-
     seen = attention_mask if attention_mask is not None else Visible(k.shape[2] - q.shape[2])
-    lag = _lag(self, _get_alibi_slopes(self.num_heads, q.device), seen)
+    lag = _lag(self, seen, q.device)
     dropout = self.attention_dropout.p if self.training else 0.0
     mixed = attend(q, k, v, seen, lag, self.inv_norm_factor, dropout).flatten(2)
     out = torch.nn.functional.dropout(self.dense(mixed), self.hidden_dropout, self.training) + residual
@@ -70,9 +81,6 @@ def _mpt(
     if cache is not None:
         k, v = cache.update(k, v, self.layer_idx)
     seen = attention_mask if attention_mask is not None else Visible(k.shape[2] - q.shape[2])
-    lag = None
-    if position_bias is not None:
-        # a row a head that rises by its slope from key to key
-        lag = _lag(self, (position_bias[:, 0, -1] - position_bias[:, 0, -2]).detach(), seen)
+    lag = None if position_bias is None else _lag(self, seen, q.device)
     dropout = self.attn_dropout_p if self.training else 0.0
     return self.out_proj(attend(q, k, v, seen, lag, self.softmax_scale, dropout).flatten(2)), None
