@@ -85,6 +85,29 @@ def test_tiles_equal_the_definition(name: str, n_q: int | None) -> None:
     assert (plain - found[0][0]).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["alibi", "learned_bias", "shaw"])
+def test_positions_that_run_through_the_prefix_change_nothing(name: str, compiled: bool) -> None:
+    """Consecutive integers have a generator of lags; it is not the term of the prefix."""
+    torch._dynamo.reset()
+    prefix, n = 3, 300
+    inner = rp.encoding("alibi", heads=HEADS, symmetric=True) if name == "alibi" else encoding(name)
+    assert isinstance(inner, Pairwise)
+    q, k, v = (x.float().detach().requires_grad_() for x in inputs(n + prefix, n))
+
+    def attend(kernel: str) -> Tensor:
+        places = {"q_pos": Index.arange(n), "k_pos": Index.arange(n + prefix, -prefix)}
+        return rp.attention(q, k, v, Beside(inner.float(), prefix), **places, kernel=kernel)
+
+    found = []
+    for call, kernel in ((attend, "dense"), (torch.compile(attend, backend="eager") if compiled else attend, "auto")):
+        out = call(kernel)
+        given = [q, k, v, *inner.parameters()]
+        found.append([out, *torch.autograd.grad(out.sin().sum(), given)])
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mixer", ["softmax", "kernelized"])
 def test_a_layer_hands_the_prefix_on(mixer: str) -> None:
     torch.manual_seed(0)

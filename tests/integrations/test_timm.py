@@ -61,6 +61,23 @@ def pictures(side: int = 32) -> torch.Tensor:
 
 
 @needs_timm
+@pytest.mark.parametrize("name", ["swin", "lrpe", "gqpe", "log_cpb", "alibi_2d", "axial_rope", "nope"])
+def test_a_compiled_model_is_one_graph(name: str) -> None:
+    """A class token beside the grid too; and windows, under "nope"."""
+    torch._dynamo.reset()
+    model, graphs = swin(img_size=32, window_size=4) if name == "nope" else vit(), []
+    ours.accelerate(model) if name == "nope" else ours.replace_encoding(model, name)
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    other = torch.compile(copy.deepcopy(model), backend=count)
+    found = differences(Logits(model), Logits(other), {"x": pictures()})
+    assert found[0] < 1e-5 and found[1] < 5e-6 and len(graphs) == 1, (found, graphs)
+
+
+@needs_timm
 class TestReplace:
     def test_nothing_but_the_encoding_is_other(self) -> None:
         """With NoPE and the embedding kept, the model is what it was: registers, norms and gradients included."""

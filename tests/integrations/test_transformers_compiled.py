@@ -48,7 +48,7 @@ def same(model: Any, other: Any, inputs: dict[str, Any], valid: torch.Tensor | N
 
 
 @pytest.mark.slow(6)
-@pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("name", ["llama", "bloom", "mpt", "t5 encoder", "deberta-v2"])
 def test_one_graph(name: str) -> None:
     model, other, graphs = twins((DECODERS | ENCODERS)[name])
     for n in (40, 70):
@@ -61,7 +61,7 @@ def test_one_graph(name: str) -> None:
 
 
 @pytest.mark.slow(6)
-@pytest.mark.parametrize("name", SEQ2SEQ)
+@pytest.mark.parametrize("name", ["t5", "umt5"])
 def test_encoders_and_decoders(name: str) -> None:
     model, other, _ = twins(SEQ2SEQ[name])
     x, y = tokens(60), tokens(37)
@@ -76,7 +76,7 @@ def test_speech_and_pictures() -> None:
     same(model, other, {"pixel_values": torch.randn(2, 3, 32, 32)})
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["mistral"])
 def test_documents_are_those_of_the_call(name: str) -> None:
     """Their numbers are tensors: a compiled program must read them anew."""
     model, other, _ = twins(ROTARY[name])

@@ -76,6 +76,28 @@ def close(one: Any, other: Any, valid: Tensor | None = None, **inputs: Any) -> N
     assert found[0] < 1e-5 and found[1] < 3e-6, found
 
 
+@pytest.mark.slow(7)
+@pytest.mark.parametrize(
+    "name", ["t5, grouped", "rotary and alibi", "alibi, two heads, memory keys", "t5, memory keys, long"]
+)
+def test_compiled(name: str) -> None:
+    """One graph, a second one for all other lengths; memory keys have no place, of few tokens or many."""
+    torch._dynamo.reset()
+    more = {"t5, memory keys, long": {"rel_pos_bias": True, "attn_num_mem_kv": 2}}
+    model, other = pair(made(**(SERVED | more)[name]))
+    graphs: list[int] = []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    program = torch.compile(other, backend=count)
+    for n in (300, 410) if "long" in name else (40, 70):
+        close(model, program, x=tokens(n))
+        close(model, other, x=tokens(n))
+    assert len(graphs) <= (2 if "memory" not in name else 20)
+
+
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("kind", [xt.Decoder, xt.Encoder])
 @pytest.mark.parametrize("name", SERVED)

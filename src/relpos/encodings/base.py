@@ -97,8 +97,15 @@ class Pairwise(Encoding):
     needs_content: ClassVar[bool] = False
     content_of: ClassVar[Literal["all", "queries"]] = "all"  # tokens whose content counts; queries: the last rows of it
     reads_qk: ClassVar[bool] = False  # True where `tile` looks at q_t or k_t
+    everywhere: bool = True  # its generator of lags, where it has one, is the term of every pair
     in_parts: bool = True  # `prepare` may be given the keys part by part: a pair needs only its own two tokens
     burden: int = 1  # how many times fewer pairs a tile holds, where `tile` needs several tensors of its size
+
+    def derived(self, strides: int) -> Pairwise:
+        """This encoding with so many leading tokens beside it."""
+        from relpos.encodings.beside import Beside
+
+        return Beside(self, strides)
 
     def digest(self, content: Tensor) -> Tensor:
         """What is kept of each token of the layer's input (batch, n, model_dim); a decoder caches this instead."""

@@ -13,6 +13,8 @@ from relpos.positions import is_traced
 _LIVE: weakref.WeakValueDictionary[int, Numbered] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 M = TypeVar("M", bound=nn.Module)
+STRIDE = 2**32
+"""The number of what is derived from a module is the module's own and some strides."""
 
 
 class Numbered(nn.Module):
@@ -34,14 +36,20 @@ class Numbered(nn.Module):
         self.handle = next(_NUMBERS)
         _LIVE[self.handle] = self
 
+    def derived(self, strides: int) -> nn.Module:
+        """What has the number of this module and so many strides."""
+        raise NotImplementedError
+
 
 def handled(number: int, kind: type[M]) -> M:
     """The module of this kind whose `handle` this is."""
-    found = _LIVE.get(number)
+    strides, own = divmod(number, STRIDE)
+    found: Any = _LIVE.get(own)
     if found is None:
         raise RuntimeError(
             f"this program computes with module {number} of the process that made it, which is gone; make the program "
             "again"
         )
+    found = found.derived(strides) if strides else found
     assert isinstance(found, kind)
     return found

@@ -39,7 +39,7 @@ class Call:
     @property
     def toeplitz(self) -> bool:
         """True where the term is one generator of consecutive lags."""
-        return set(self.states) == {"lags"}
+        return set(self.states) == {"lags"} and (self.term is None or self.term.everywhere)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -43,7 +43,8 @@ def accelerate(model: nn.Module, *, untested: bool = False) -> Report:
         raise ValueError(f"nothing in this {type(model).__name__} can be changed: {reasons or 'it has no attention'}")
     for part in model.modules():
         if type(part).__name__ in layer.BIASES:
-            undo.set(part, "_relpos", None)  # the encoding, once it is asked for
+            undo.set(part, "_relpos", None)
+            layer.borrowed(part)
             if "bias" in part._buffers:
                 part._buffers["bias"] = None  # a bias of queries x keys that ALiBi kept from an earlier call
     model.__dict__[KEPT] = undo

@@ -57,7 +57,7 @@ class Buckets(Lent, T5Bias):  # type: ignore[misc]
         return (table if table.dtype.itemsize >= 4 else table.float()) * float(owner.scale)
 
 
-def _borrowed(module: Any) -> Encoding:
+def borrowed(module: Any) -> Encoding:
     """The encoding that a bias module of x-transformers holds, kept with it."""
     device = next(t.device for t in (*module.parameters(), *module.buffers()))
     kept: Encoding | None = vars(module).get("_relpos")
@@ -142,7 +142,7 @@ def _layer(self: Any, x: Tensor, *args: Any, rel_pos: Any = None, pos: Any = Non
         rel_pos, pos = Lag(getattr(self, PART)), None
         options |= {"rotary_pos_emb": None, "polar_pos_emb": None}
     elif rel_pos is not None:
-        rel_pos, pos = Lag(_borrowed(rel_pos), pos), None
+        rel_pos, pos = Lag(borrowed(rel_pos), pos), None
     return type(self).forward(self, x, *args, rel_pos=rel_pos, pos=pos, **options)
 
 
