@@ -8,7 +8,7 @@ from torch import Tensor
 
 import relpos as rp
 from relpos.encodings.base import Pairwise
-from relpos.mixers.prefix import Beside, with_prefix
+from relpos.mixers.prefix import Beside, beside, with_prefix
 from relpos.positions import Grid, Index, Position
 
 HEADS, DIM, GRID = 2, 4, (3, 5)
@@ -106,6 +106,22 @@ def test_positions_that_run_through_the_prefix_change_nothing(name: str, compile
         found.append([out, *torch.autograd.grad(out.sin().sum(), given)])
     for one, two in zip(*found):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["swin", "log_cpb"])
+def test_a_compiled_program_of_a_class_token_is_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    inner, (q, k, v), places = encoding(name), inputs(CELLS + 1), positions(name, 1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return rp.attention(q, k, v, beside(inner, 1), q_pos=places, k_pos=places)
+
+    found = []
+    for call in (attend, torch.compile(attend, backend="aot_eager", fullgraph=True)):
+        out = call(q, k, v)
+        found.append([out, *torch.autograd.grad(out.sin().sum(), [q, k, v, *inner.parameters()])])
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("mixer", ["softmax", "kernelized"])

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relpos.encodings.diagonals import diagonal_sums, toeplitz
 from relpos.encodings.handles import Numbered
@@ -43,6 +43,10 @@ class Encoding(Numbered):
     learned: ClassVar[bool] = True  # has parameters
     shared: ClassVar[bool] = False  # defined with one module for all layers of a network
     has_factors: ClassVar[bool] = False  # exactly of finite rank: see encodings/channels.py
+
+    def holder(self) -> nn.Module:
+        """Whose the parameters and buffers are: itself, but for a view of another encoding."""
+        return self
 
     def cite(self) -> str:
         """BibTeX of the method's source."""

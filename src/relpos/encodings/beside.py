@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relpos.encodings.base import Pairwise, Slices, States, Tile
 from relpos.encodings.handles import STRIDE
@@ -34,6 +34,9 @@ class Beside(Pairwise):
     @property
     def handle(self) -> int:  # type: ignore[override]
         return self.encoding.handle + self.prefix * STRIDE
+
+    def holder(self) -> nn.Module:
+        return self.encoding
 
     def score_scale(self, dim: int) -> float | None:
         return self.encoding.score_scale(dim)

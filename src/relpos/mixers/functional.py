@@ -193,7 +193,7 @@ def read_by(encoding: Encoding | None, queries: Positions, keys: Positions, q: T
         return queries, keys
     queries, keys = encoding.select(queries), encoding.select(keys)
     encoding.check_positions(queries, keys)
-    check_device(encoding, q)
+    check_device(encoding.holder(), q)
     return queries, keys
 
 
