@@ -194,3 +194,15 @@ def test_no_tokens(name: str) -> None:
     run = torch.compile(attending(encoding, causal=True), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert run(*(x[:, :, :0] for x in qkv(3))).shape == qkv(3)[0][:, :, :0].shape
+
+
+@pytest.mark.parametrize("given", ["alibi", None])
+def test_an_encoding_that_is_made_inside_is_an_error_that_says_so(given: str | None) -> None:
+    places = 3 * torch.arange(40)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        encoding = rp.encodings.ALiBi(2) if given is None else given
+        return rp.attention(q, k, v, encoding, causal=True, q_pos=places, k_pos=places)
+
+    with pytest.raises(RuntimeError, match="made inside of the function that is compiled"):
+        torch.compile(run, backend="aot_eager")(*qkv(40))

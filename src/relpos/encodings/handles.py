@@ -41,6 +41,17 @@ class Numbered(nn.Module):
         raise NotImplementedError
 
 
+def number_of(module: nn.Module) -> int:
+    """Its `handle`. RuntimeError where it was made inside of the program that is being compiled."""
+    number: int | None = getattr(module, "handle", None)
+    if number is None:
+        raise RuntimeError(
+            f"{type(module).__name__} is made inside of the function that is compiled, which cannot hold it: make it "
+            "once, outside, and pass the object (in place of a name, too)"
+        )
+    return number
+
+
 def handled(number: int, kind: type[M]) -> M:
     """The module of this kind whose `handle` this is."""
     strides, own = divmod(number, STRIDE)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from relpos.encodings.base import State, States
-from relpos.encodings.handles import handled
+from relpos.encodings.handles import handled, number_of
 from relpos.kernels.mask import Mask
 from relpos.kernels.operators import recording
 from relpos.positions import is_exporting, is_traced
@@ -55,7 +55,7 @@ class Given:
 
     def module(self, name: str, module: nn.Module | None) -> None:
         if module is not None:
-            self.numbers[name] = module.handle  # type: ignore[assignment]
+            self.numbers[name] = number_of(module)
 
     def module_of(self, name: str, kind: type[M]) -> M | None:
         return handled(self.numbers[name], kind) if name in self.numbers else None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relpos.encodings.handles import number_of
 from relpos.kernels import operators
 from relpos.kernels.call import Call, Refusal, computing
 from relpos.kernels.mask import Mask
@@ -40,9 +41,9 @@ def attend(call: Call, way: str = "tiled") -> Tensor:
         mask.q_order, mask.k_order, mask.key_mask, mask.q_segments, mask.k_segments,
         None if drop is None else torch.as_tensor(drop.seed),
     )  # fmt: skip
+    number = NONE if term is None else number_of(term)
     rest = (
-        0.0 if drop is None else drop.rate, NONE if term is None else term.handle, spec, way, call.scale, mask.offset,
-        mask.left, mask.right,
+        0.0 if drop is None else drop.rate, number, spec, way, call.scale, mask.offset, mask.left, mask.right,
     )  # fmt: skip
     if is_traced():
         out: Tensor = operators.attend(q, k, v, states, *optional, *rest)[0]
