@@ -58,17 +58,19 @@ class Buckets(Lent, T5Bias):  # type: ignore[misc]
 
 
 def borrowed(module: Any) -> Encoding:
-    """The encoding that a bias module of x-transformers holds, kept with it."""
-    device = next(t.device for t in (*module.parameters(), *module.buffers()))
+    """The encoding that a bias module of x-transformers holds, kept with it and moved where it goes."""
     kept: Encoding | None = vars(module).get("_relpos")
-    if kept is None or next(kept.buffers()).device != device:
-        if hasattr(module, "slopes"):
-            slopes = module.slopes.flatten().double()
-            kept = ALiBi(module.total_heads, symmetric=True)
-            kept.slopes = nn.functional.pad(slopes, (0, module.total_heads - len(slopes)))
-        else:
-            kept = Buckets(module)
-        vars(module)["_relpos"] = kept
+    if kept is None and hasattr(module, "slopes"):
+        slopes = module.slopes.flatten().double()
+        kept = ALiBi(module.total_heads, symmetric=True)
+        kept.slopes = nn.functional.pad(slopes, (0, module.total_heads - len(slopes)))
+    elif kept is None:
+        kept = Buckets(module)
+    vars(module)["_relpos"] = kept
+    device = next(t.device for t in (*module.parameters(), *module.buffers()))
+    for name, buffer in kept.named_buffers():
+        if buffer.device != device:
+            setattr(kept, name, buffer.to(device))
     return kept
 
 
