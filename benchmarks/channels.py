@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import fresh, machine, peak, ratio, turns
+from measure import fresh, machine, peak, ratio, tensors, turns
 from torch import Tensor, nn
 
 import relpos as rp
@@ -165,14 +165,21 @@ def beyond(name: str, size: Size, alone: bool = False) -> float:
     return statistics.median(fresh(__file__, *arguments) for _ in range(runs))
 
 
+def held(name: str, size: Size) -> float:
+    """MiB of the tensors of the call alone: what is left of its peak is the allocator's."""
+    work = call_alone(name, size)
+    work()
+    return tensors(work)
+
+
 def table(size: Size, rounds: int) -> tuple[str, dict[str, float]]:
     """The rows of all contestants, and their figures by name."""
     agree(Size(min(size.n, 96), 1, size.head, size.causal))
     works = {name: contestant(name, size) for name in NAMES}
     spent = turns(works, rounds, once=("materialised",), few=SLOW_ROUNDS)
     rows = [
-        "| channels | time | times none | peak memory | more than none | peak of the attention call alone |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| channels | time | times none | peak memory | more than none | peak of the call alone | its tensors |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     found: dict[str, float] = {}
     for name in NAMES:
@@ -182,7 +189,7 @@ def table(size: Size, rounds: int) -> tuple[str, dict[str, float]]:
         rows.append(
             f"| {name} | {1e3 * statistics.median(spent[name]):.0f} ms | {found[f'{name} slower']:.2f} | "
             f"{found[f'{name} MiB']:.0f} MiB | {found[f'{name} MiB'] - found['none MiB']:+.0f} MiB | "
-            + ("|" if name == "materialised" else f"{found[f'{name} alone']:.0f} MiB |")
+            + ("| |" if name == "materialised" else f"{found[f'{name} alone']:.0f} MiB | {held(name, size):.0f} MiB |")
         )
     found["faster"] = 1 / ratio(spent["tables"], spent["materialised"])
     return "\n".join(rows), found
@@ -231,7 +238,8 @@ def page(given: argparse.Namespace) -> str:
         "values, a sequence at a time. Memory: the highest resident size of a fresh process, over that with inputs and "
         "parameters ready, the median of three processes; it counts the output and all gradients, and of "
         "*materialised* is that of one sequence, once. The attention call alone has q, k and v for inputs; its output "
-        "and their gradients count.",
+        "and their gradients count. *Its tensors*: what torch's allocation records say were held at once, most of them "
+        "the output and the gradients; the rest of the peak is what the allocator keeps between them.",
     ]
     if given.quick:
         parts.append("**A quick run at tiny sizes: it shows that everything runs; its figures mean nothing.**")

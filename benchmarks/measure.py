@@ -57,6 +57,20 @@ def peak(work: Work, calls: int = 3) -> float:
     return max(highest - before, 0) / 2**20
 
 
+def tensors(work: Work) -> float:
+    """MiB of the tensors that a call held at once at most, from torch's allocation records."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        work()
+    found = [each for each in records.profiler.kineto_results.events() if each.name() == "[memory]"]
+    held = highest = 0
+    for each in sorted(found, key=lambda event: event.start_ns()):
+        held += each.nbytes()
+        highest = max(highest, held)
+    return highest / 2**20
+
+
 def fresh(script: str, *arguments: str) -> float:
     """The number that a script prints, run in a process of its own."""
     command = [sys.executable, script, *arguments]
