@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -61,6 +62,7 @@ def tensors(work: Work) -> float:
     """MiB of the tensors that a call held at once at most, from torch's allocation records."""
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
         work()
     found = [each for each in records.profiler.kineto_results.events() if each.name() == "[memory]"]

@@ -68,10 +68,9 @@ def slices_of(states: dict[str, State], tile: Tile) -> dict[str, Tensor]:
 def raw_score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
     """Scores of one tile, whoever sees them; q is already scaled."""
     raw, keys = call.q[:, :, tile.i0 : tile.i1], k[:, :, tile.j0 : tile.j1]
+    term = None if call.term is None else call.term.tile(raw, keys, slices, tile)  # before: it may need room itself
     score = q[:, :, tile.i0 : tile.i1] @ keys.transpose(-1, -2)
-    if call.term is not None:
-        score += call.term.tile(raw, keys, slices, tile)
-    return score
+    return score if term is None else score.add_(term)
 
 
 def _score(call: Call, q: Tensor, k: Tensor, slices: dict[str, Tensor], tile: Tile) -> Tensor:
@@ -231,13 +230,15 @@ def _backward_tile(call: Call, tile: Tile, saved: Sequence[Tensor], sums: Sums) 
     keep = kept(call, tile, p.dtype)
     dropped = p if keep is None else p * keep
     total["v"][:, :, keys] += dropped.transpose(-1, -2) @ g
-    dp = g @ v[:, :, keys].transpose(-1, -2)
     found: dict[str, Tensor] = {}
     if call.term is not None and call.term.has_values:
         found = values_gradient(call, g, dropped, slices, tile, sums.states)
+    dp = g @ v[:, :, keys].transpose(-1, -2)
+    if "p" in found:
         dp += found.pop("p")
     dp = dp if keep is None else dp.mul_(keep)
     dscore = dp.sub_(delta[:, :, rows]).mul_(p)
+    del p, dropped, keep  # room for the term
     total["q"][:, :, rows] += dscore @ k[:, :, keys] * call.scale
     total["k"][:, :, keys] += dscore.transpose(-1, -2) @ scaled[:, :, rows]
     sums.add(found, tile)
