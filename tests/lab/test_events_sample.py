@@ -70,6 +70,13 @@ def test_draws_are_written_as_sequences_and_judged(run: Path, tmp_path: Path) ->
     assert (tmp_path / "other.jsonl").read_bytes() != target.read_bytes()
 
 
+def unfinished(run: Path, folder: Path) -> Path:
+    """A run that was stopped before its first model."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((run / "config.json").read_bytes())
+    return folder
+
+
 @pytest.mark.slow(3)
 def test_horizons_of_all_networks_and_processes_are_one_table(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +94,8 @@ def test_horizons_of_all_networks_and_processes_are_one_table(
     monkeypatch.undo()
     relpos(*words[:4], 1, *words[5:])
     assert (tmp_path / "page.md").read_text() != page
+    assert "a positive number of units" in relpos("events", "horizons", run, "--horizon", 0, status=2)
+    assert "has no finished model" in relpos("events", "horizons", unfinished(run, tmp_path / "none"), status=2)
     said = relpos("events", "horizons", run, "--horizon", 500, status=2)
     assert "shorter than the horizon of 500" in said
 

@@ -73,7 +73,7 @@ def judge_run(
 def _kept(file: Path, wish: Wish, make: Callable[[], Any]) -> Any:
     """What the file holds for this wish; where it has none, that is made, and kept there beside that of others."""
     held = read_json(file) if file.exists() else {}
-    name = f"{wish.draws} draws, horizon {wish.horizon:g}, seed {wish.seed}"
+    name = f"{wish.draws} draws, horizon {wish.horizon!r}, seed {wish.seed}"
     if name not in held:
         write_json(file, {**held, name: make()})
     return read_json(file)[name]
@@ -149,8 +149,17 @@ def _page(
         f"    relpos events horizons runs/{run.path.name} --draws {wish.draws} --horizon {wish.horizon:g}"
         f" --seed {wish.seed}",
         "",
+        _machine(run),
+        "",
     ]
     return "\n".join(lines)
+
+
+def _machine(run: Run) -> str:
+    """Where the networks were trained, and with what."""
+    found = read_json(run.path / "environment.json")
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("relpos", "torch", "numpy"))
+    return f"Machine: {found['processor']}, {found['cores']} cores, device {found['device']}. Versions: {versions}."
 
 
 def _value(values: Sequence[float]) -> str:

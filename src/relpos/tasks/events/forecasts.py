@@ -121,6 +121,8 @@ def window_after(sequences: Sequences, start: np.ndarray, horizon: float) -> Seq
 
 def starts(plan: Protocol, horizon: float) -> list[np.ndarray]:
     """Beginnings (count,) of the horizons that fit into the scored part, one after the other."""
+    if not 0 < horizon < np.inf:
+        raise ValueError(f"a horizon is a positive number of units of the times, got {horizon:g}")
     count = int(((plan.sequences.end - plan.cut).min() + 1e-9) // horizon)
     if count < 1:
         raise ValueError(f"the scored part is shorter than the horizon of {horizon:g}: give a shorter one")
