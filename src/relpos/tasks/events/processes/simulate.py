@@ -64,7 +64,10 @@ def _raised(process: Process, start: float, history: Sequences | None) -> np.nda
     if history is None:
         return none
     if len(history) != 1 or (len(history.times) and history.times[-1] > start):
-        raise ValueError(f"a history is one sequence whose events come up to the start, {start:g}; got {history}")
+        last = f", the last event at {history.times[-1]:g}" if len(history.times) else ""
+        raise ValueError(
+            f"a history is one sequence whose events come up to the start, {start:g}; got {len(history)}{last}"
+        )
     if isinstance(process, Renewal):
         raise ValueError("a renewal process is drawn without a history")
     history.require_marks(process.marks)
